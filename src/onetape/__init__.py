@@ -1,0 +1,1 @@
+"""onetape: one durable tape of market data for a whole trading system."""

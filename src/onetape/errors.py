@@ -1,0 +1,149 @@
+"""The errors of onetape: one tree, each with its facts and a hint for whoever has to act.
+
+    OnetapeError
+    ├── ConfigInvalid            a setting or an argument that cannot be used
+    ├── InvalidRecord            a record the tape refuses; names index, field and value
+    ├── ImportInvalid            a file to import that cannot be read as described
+    ├── TapeError                the file of the tape
+    │   ├── TapeMissing          opened for reading, but there is no file
+    │   ├── TapeUnusable         a directory, no permission, or not a tape
+    │   ├── TapeTooNew           written by a newer onetape
+    │   ├── TapeReadOnly         a write on a tape opened with mode="r"
+    │   ├── TapeBusy             another process held the write lock for too long
+    │   ├── TapeFull             the disk is full
+    │   ├── TapeDamaged          SQLite found the file corrupt
+    │   ├── ChunkCorrupt         a block of records fails its checksum
+    │   ├── CursorConflict       an import position moved under the importer
+    │   └── TapeClosed           used after close()
+    ├── SubscriberTooSlow        a subscription with when_slow="disconnect" fell behind
+    └── MigrationError
+        ├── PlanInvalid          a plan file that cannot be used
+        ├── PlanCollision        two source keys would land on one target key
+        ├── PreflightRefused     the server is not fit for a migration; names every reason
+        ├── EndpointError        Redis: unreachable, refused, cut off, or an error reply
+        ├── LedgerUnusable       the ledger is damaged, or belongs to another plan
+        └── LedgerBusy           another migrator is at work with this ledger
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class OnetapeError(Exception):
+    """Base of every error that onetape raises on purpose.
+
+    `hint` says in one sentence what to do about it; `facts` carries the values as data.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", **facts: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.facts = facts
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigInvalid(OnetapeError):
+    """A setting or an argument that cannot be used."""
+
+
+class InvalidRecord(OnetapeError, ValueError):
+    """A record the tape refuses. `index` is its place in the batch, `field` and `value` the culprit."""
+
+    def __init__(self, index: int, field: str, value: object, why: str) -> None:
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        super().__init__(
+            f"record {index}: {field} = {shown}: {why}",
+            hint="nothing of this batch was stored; correct it, or append with on_invalid='quarantine'",
+            index=index,
+            field=field,
+            value=value,
+        )
+        self.index = index
+        self.field = field
+        self.value = value
+        self.why = why
+
+
+class ImportInvalid(OnetapeError, ValueError):
+    """A file to import that cannot be read as described; names file, line and column."""
+
+
+class TapeError(OnetapeError):
+    """Something is wrong with the file of the tape."""
+
+
+class TapeMissing(TapeError, FileNotFoundError):
+    """Opened for reading, but there is no file."""
+
+
+class TapeUnusable(TapeError):
+    """The path is a directory, may not be opened, or is not a tape."""
+
+
+class TapeTooNew(TapeError):
+    """The tape was written by a newer onetape."""
+
+
+class TapeReadOnly(TapeError):
+    """A write on a tape that was opened with mode="r", or whose file may not be written."""
+
+
+class TapeBusy(TapeError):
+    """Another process held the write lock for longer than busy_timeout_ms. Nothing was stored."""
+
+
+class TapeFull(TapeError):
+    """The disk is full. Nothing of the batch was stored."""
+
+
+class TapeDamaged(TapeError):
+    """SQLite found the file corrupt."""
+
+
+class ChunkCorrupt(TapeError):
+    """A block of records fails its checksum; names the block."""
+
+
+class CursorConflict(TapeError):
+    """An import position is not where the importer left it: another importer was at work."""
+
+
+class TapeClosed(TapeError):
+    """The tape was used after close()."""
+
+
+class SubscriberTooSlow(OnetapeError):
+    """A subscription with when_slow="disconnect" fell more than queue_records behind."""
+
+
+class MigrationError(OnetapeError):
+    """Something is wrong with a migration."""
+
+
+class PlanInvalid(MigrationError):
+    """A plan file that cannot be used; names the file, the rule and the reason."""
+
+
+class PlanCollision(MigrationError):
+    """Two source keys would land on one target key; names both."""
+
+
+class PreflightRefused(MigrationError):
+    """The server is not fit for a migration; `facts["reasons"]` lists every reason."""
+
+
+class EndpointError(MigrationError):
+    """Redis is unreachable, refused the login, cut the connection or answered with an error."""
+
+
+class LedgerUnusable(MigrationError):
+    """The ledger is damaged, or belongs to another plan or server."""
+
+
+class LedgerBusy(MigrationError):
+    """Another migrator is at work with this ledger."""
