@@ -1,0 +1,364 @@
+"""Decoding: the fields of stream entries and hashes, as any feed names them, into Tick columns.
+
+Pure: no server, no tape. The names are in tick_names, the times in tick_times. Fields are looked up once for
+each distinct layout (the tuple of field names); after that a page is converted column by column.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from onetape.migrate import tick_names
+from onetape.migrate.tick_names import Pick
+from onetape.migrate.tick_times import ABSENT, TimeReader
+from onetape.record import BUY, SELL, SYMBOL_BYTES_MAX, UNKNOWN
+
+_LAYOUTS_MAX = 1000
+_NOT_NEGATIVE = ("size", "bid_size", "ask_size", "volume", "open_interest")
+_SIDES = {word: BUY for word in ("buy", "b", "bid", "1", "+1")} | {
+    word: SELL for word in ("sell", "s", "ask", "-1")
+}
+
+
+class Decoded(NamedTuple):
+    """A page of entries as columns.
+
+    `columns`: Tick's field name → list, all of one length, None for what is absent. `rows[i]` is the place
+    of column row i in the page, ascending. `rejected`: place in the page → why it is no valid tick. Entries
+    whose values can be read but are invalid (a NaN price, a negative size) are in both, so that a tape can
+    keep them in quarantine; `valid()` leaves them out.
+    """
+
+    columns: dict[str, list[Any]]
+    rows: list[int]
+    rejected: dict[int, str]
+
+    def valid(self) -> Decoded:
+        """Return it without the rejected rows."""
+        if not self.rejected:
+            return self
+        kept = [i for i, row in enumerate(self.rows) if row not in self.rejected]
+        columns = {name: [values[i] for i in kept] for name, values in self.columns.items()}
+        return Decoded(columns, [self.rows[i] for i in kept], self.rejected)
+
+
+class _Layout(NamedTuple):
+    numbers: dict[str, tuple[Pick, ...]]
+    counts: dict[str, tuple[Pick, ...]]
+    sides: tuple[Pick, ...]
+    maker: tuple[Pick, ...]
+    times: tuple[Pick, ...]
+    receive_times: tuple[Pick, ...]
+    symbols: tuple[Pick, ...]
+    payload: int | None
+    names: list[str]
+
+
+class TickDecoder:
+    """Decodes pages of entries of one legacy system, whose naive times are in `zone`."""
+
+    def __init__(self, zone: str = "UTC") -> None:
+        self._time = TimeReader(zone)
+        self._layouts: dict[tuple[bytes | str, ...], _Layout] = {}
+        self._symbols: dict[tuple[str, Any], str] = {}
+
+    def decode(
+        self, page: Sequence[Sequence[Any]], symbols: Sequence[str], default_ns: Sequence[int | None]
+    ) -> Decoded:
+        """Decode entries given as flat lists [name, value, name, value, ...] of bytes.
+
+        `symbols[i]` is the symbol the entry's key names; a symbol in the entry wins where it differs, except
+        that "INFY" in an entry of "NSE:INFY" is the same. `default_ns[i]` is the time of an entry that
+        carries none. Never raises for what an entry holds.
+        """
+        rejected: dict[int, str] = {}
+        groups: dict[tuple[bytes | str, ...], tuple[list[int], list[Sequence[Any]]]] = {}
+        for i, flat in enumerate(page):
+            names: tuple[bytes | str, ...] = tuple(flat[::2])
+            values: Sequence[Any] = flat[1::2]
+            payload = self._layout(names).payload
+            if payload is not None:
+                try:
+                    names, values = self._opened(names, values, payload)
+                except ValueError as error:
+                    rejected[i] = str(error)
+                    continue
+            group = groups.get(names)
+            if group is None:
+                group = groups[names] = ([], [])
+            group[0].append(i)
+            group[1].append(values)
+        parts = [
+            self._group(self._layout(names), places, rows, symbols, default_ns, rejected)
+            for names, (places, rows) in groups.items()
+        ]
+        return _joined(parts, rejected)
+
+    def _layout(self, names: tuple[bytes | str, ...]) -> _Layout:
+        found = self._layouts.get(names)
+        if found is None:
+            if len(self._layouts) >= _LAYOUTS_MAX:
+                self._layouts.clear()
+            found = self._layouts[names] = _layout_of([tick_names.normal(name) for name in names])
+        return found
+
+    def _opened(
+        self, names: tuple[bytes | str, ...], values: Sequence[Any], payload: int
+    ) -> tuple[tuple[bytes | str, ...], Sequence[Any]]:
+        """Return the fields of the JSON object in a payload, then those around it, which count for less."""
+        try:
+            inner = tick_names.as_object(values[payload])
+        except ValueError:
+            inner = None
+        if not isinstance(inner, dict):
+            raise ValueError(f"{tick_names.normal(names[payload])!r} holds no JSON object of a tick")
+        rest = [i for i in range(len(names)) if i != payload]
+        return (*inner, *(names[i] for i in rest)), (*inner.values(), *(values[i] for i in rest))
+
+    def _group(
+        self,
+        layout: _Layout,
+        places: list[int],
+        rows: list[Sequence[Any]],
+        symbols: Sequence[str],
+        default_ns: Sequence[int | None],
+        rejected: dict[int, str],
+    ) -> tuple[list[int], dict[str, list[Any]]]:
+        fields = list(zip(*rows, strict=True))
+        unread: set[int] = set()  # rows of the group that cannot be on the tape at all
+
+        def reject(row: int, why: str, readable: bool = False) -> None:
+            rejected.setdefault(places[row], why)
+            if not readable:
+                unread.add(row)
+
+        columns: dict[str, list[Any]] = {
+            "symbol": self._symbol_column(layout, fields, [symbols[i] for i in places], reject),
+            "ts_event_ns": self._time_column(layout.times, fields, [default_ns[i] for i in places], reject),
+        }
+        for name, where in layout.numbers.items():
+            columns[name] = _number_column(name, where, fields, reject)
+        for name, where in layout.counts.items():
+            columns[name] = _column(where, fields, partial(_count, name), reject)
+            if name == "flags":
+                columns[name] = [value or 0 for value in columns[name]]
+        if layout.sides:
+            columns["side"] = [side or UNKNOWN for side in _column(layout.sides, fields, _side, reject)]
+        elif layout.maker:
+            columns["side"] = [side or UNKNOWN for side in _column(layout.maker, fields, _maker_side, reject)]
+        if layout.receive_times:
+            columns["ts_recv_ns"] = _column(layout.receive_times, fields, self._receive_time, reject)
+        priced = [columns[name] for name in ("price", "bid", "ask") if name in columns]
+        if len(priced) != 1 or None in priced[0]:
+            for row in range(len(places)):
+                if all(column[row] is None for column in priced):
+                    reject(row, f"no price, bid or ask among the fields {_shown(layout.names)}")
+        if unread:
+            kept = [row for row in range(len(places)) if row not in unread]
+            columns = {name: [values[row] for row in kept] for name, values in columns.items()}
+            places = [places[row] for row in kept]
+        return places, columns
+
+    def _symbol_column(
+        self, layout: _Layout, fields: list[Any], of_key: list[str], reject: Callable[..., None]
+    ) -> list[str]:
+        if not layout.symbols:
+            return of_key
+        own = _column(layout.symbols, fields, _text, reject)
+        cache, resolved = self._symbols, []
+        if len(cache) > 10 * _LAYOUTS_MAX:
+            cache.clear()
+        for row, pair in enumerate(zip(of_key, own, strict=True)):
+            found = cache.get(pair)
+            if found is None:
+                try:
+                    found = cache[pair] = _resolved(*pair)
+                except ValueError as error:
+                    reject(row, str(error))
+                    found = pair[0]
+            resolved.append(found)
+        return resolved
+
+    def _time_column(
+        self,
+        where: tuple[Pick, ...],
+        fields: list[Any],
+        default_ns: list[int | None],
+        reject: Callable[..., None],
+    ) -> list[int | None]:
+        times: list[int | None] = [None] * len(default_ns)
+        if where:
+            try:
+                times = self._time.read_column(fields[where[0].place])
+                if None in times and len(where) > 1:
+                    times = _column(where, fields, self._time.read, reject)
+            except ValueError:
+                times = _column(where, fields, self._time.read, reject)
+        if None in times:
+            both = zip(times, default_ns, strict=True)
+            times = [default if time is None else time for time, default in both]
+            for row, time in enumerate(times):
+                if time is None:
+                    reject(row, "no time in the fields or in the key")
+        return times
+
+    def _receive_time(self, value: Any) -> int | None:
+        try:
+            return self._time.read(value)
+        except ValueError:  # it decides nothing, so a tick is not refused for it
+            return None
+
+
+def _layout_of(names: list[str]) -> _Layout:
+    def numbers(column: str, wanted: tuple[str, ...]) -> tuple[Pick, ...]:
+        return tick_names.picks(names, wanted) + tick_names.nested_picks(names, column)
+
+    found = {column: numbers(column, wanted) for column, wanted in tick_names.NUMBERS.items()}
+    counts = {column: tick_names.picks(names, wanted) for column, wanted in tick_names.COUNTS.items()}
+    payloads = tick_names.picks(names, tick_names.PAYLOADS)
+    # A field named "tick" or "value" beside a price is data of the feed's own, not the tick itself.
+    is_payload = payloads and not any(found[column] for column in ("price", "bid", "ask"))
+    return _Layout(
+        numbers={column: where for column, where in found.items() if where},
+        counts={column: where for column, where in counts.items() if where},
+        sides=tick_names.picks(names, tick_names.SIDES),
+        maker=tick_names.picks(names, tick_names.BUYER_IS_MAKER),
+        times=tick_names.picks(names, tick_names.EVENT_TIMES),
+        receive_times=tick_names.picks(names, tick_names.RECEIVE_TIMES),
+        symbols=tick_names.picks(names, tick_names.SYMBOLS),
+        payload=payloads[0].place if is_payload else None,
+        names=names,
+    )
+
+
+def _number_column(
+    name: str, where: tuple[Pick, ...], fields: list[Any], reject: Callable[..., None]
+) -> list[float | None]:
+    values = fields[where[0].place]
+    out: list[float | None]
+    try:
+        if where[0].inside is not None or b"_" in b"".join(values):  # float() would take 1_000
+            raise ValueError
+        read = list(map(float, values))
+        sound = math.isfinite(sum(read)) and (name not in _NOT_NEGATIVE or min(read) >= 0)
+        out = list(read)
+    except (ValueError, TypeError):  # empty values, JSON numbers, nested ones: one by one
+        out = _column(where, fields, partial(_number, name), reject)
+        sound = False
+    if not sound:
+        for row, value in enumerate(out):
+            if value is None:
+                continue
+            if not math.isfinite(value):
+                reject(row, f"{name} = {value} is not a finite number", True)
+            elif value < 0 and name in _NOT_NEGATIVE:
+                reject(row, f"{name} = {value} is negative", True)
+    return out
+
+
+def _column(
+    where: tuple[Pick, ...], fields: list[Any], read: Callable[[Any], Any], reject: Callable[..., None]
+) -> list[Any]:
+    """Return read(value) of the first pick that has one, for every row; what cannot be read is rejected."""
+    out: list[Any] = []
+    for row in range(len(fields[0])):
+        found, why = None, ""
+        for place, inside in where:
+            try:
+                value = fields[place][row]
+                found = read(value if inside is None else inside(value))
+            except (ValueError, TypeError) as error:
+                why = why or str(error)
+            if found is not None:
+                break
+        if found is None and why:
+            reject(row, why)
+        out.append(found)
+    return out
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"symbol {_shown(value)} is not UTF-8") from None
+    if value is None or str(value).strip().lower() in ABSENT:
+        return None
+    return str(value).strip()
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None or isinstance(value, float):
+        return value
+    if isinstance(value, bool):
+        raise ValueError(f"{name} = {value} is not a number")
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() in ABSENT:
+            return None
+        if "_" in text:
+            raise ValueError(f"{name} = {_shown(text)} is not a number")
+        value = text
+    try:
+        return float(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{name} = {_shown(value)} is not a number") from None
+
+
+def _count(name: str, value: Any) -> int | None:
+    number = _number(name, value)
+    if number is None:
+        return None
+    if not number.is_integer() or number < 0 or number >= 2**32:
+        raise ValueError(f"{name} = {_shown(value)} is not a count")
+    return int(number)
+
+
+def _side(value: Any) -> int | None:
+    """An unknown word is no side; a quote has none either."""
+    text = _text(value)
+    return None if text is None else _SIDES.get(text.lower())
+
+
+def _maker_side(value: Any) -> int | None:
+    text = (_text(value) or "").lower()
+    return {"true": SELL, "1": SELL, "false": BUY, "0": BUY}.get(text)
+
+
+def _resolved(of_key: str, own: Any) -> str:
+    symbol = of_key if own is None or of_key.endswith(f":{own}") else str(own)
+    if not symbol:
+        raise ValueError("no symbol in the key or in the fields")
+    if len(symbol.encode()) > SYMBOL_BYTES_MAX:
+        raise ValueError(f"symbol {_shown(symbol)} is longer than {SYMBOL_BYTES_MAX} bytes")
+    if any(ord(c) < 32 or ord(c) == 127 for c in symbol):
+        raise ValueError(f"symbol {_shown(symbol)} holds a control character")
+    return symbol
+
+
+def _joined(parts: list[tuple[list[int], dict[str, list[Any]]]], rejected: dict[int, str]) -> Decoded:
+    parts = [part for part in parts if part[0]]
+    if len(parts) == 1:
+        return Decoded(parts[0][1], parts[0][0], rejected)
+    rows = sorted(row for places, _columns in parts for row in places)
+    position = {row: i for i, row in enumerate(rows)}
+    absent = {"side": UNKNOWN, "flags": 0}
+    columns: dict[str, list[Any]] = {}
+    for places, part in parts:
+        at = [position[row] for row in places]
+        for name, values in part.items():
+            out = columns.setdefault(name, [absent.get(name)] * len(rows))
+            for i, value in zip(at, values, strict=True):
+                out[i] = value
+    return Decoded(columns, rows, rejected)
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(value) if isinstance(value, list) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
