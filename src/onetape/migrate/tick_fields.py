@@ -18,9 +18,7 @@ from onetape.record import BUY, SELL, SYMBOL_BYTES_MAX, UNKNOWN
 
 _LAYOUTS_MAX = 1000
 _NOT_NEGATIVE = ("size", "bid_size", "ask_size", "volume", "open_interest")
-_SIDES = {word: BUY for word in ("buy", "b", "bid", "1", "+1")} | {
-    word: SELL for word in ("sell", "s", "ask", "-1")
-}
+_SIDES = dict.fromkeys(("buy", "b", "bid", "1", "+1"), BUY) | dict.fromkeys(("sell", "s", "ask", "-1"), SELL)
 
 
 class Decoded(NamedTuple):

@@ -1,0 +1,268 @@
+"""The content of a key: what it holds, whatever its encoding and the order in which it was filled.
+
+DUMP bytes differ for equal sets, hashes and shrunk encodings; these digests do not. A key is read in slices,
+so memory is bounded by one slice (about 4 MB) however big the key is, unless a single element is bigger.
+
+What is compared, by type:
+    string   its bytes
+    list     values in order
+    set      members
+    zset     members with the bits of their scores
+    hash     fields, values, and the absolute expiry of a field where the server has such
+    stream   entries with ids and fields; last-generated-id, entries-added, max-deleted-entry-id; groups with
+             last-delivered-id, entries-read, consumers, and pending entries with consumer, delivery count
+             and, up to 1,000 pending entries, delivery time
+    other    (modules) the DUMP
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from onetape import clock
+from onetape.migrate.endpoint import Endpoint, ReplyError
+from onetape.migrate.stream_state import stream_state
+
+_SLICE_BYTES = 4 * 1024 * 1024
+_SLICE_ELEMENTS = 5000
+_UNORDERED = (b"set", b"hash")
+_DETAIL_ELEMENTS = 20_000  # up to here the first difference of a set or hash is looked for
+_LENGTH = {
+    b"string": "STRLEN",
+    b"list": "LLEN",
+    b"set": "SCARD",
+    b"zset": "ZCARD",
+    b"hash": "HLEN",
+    b"stream": "XLEN",
+}
+
+Element = tuple[bytes, bytes]  # what names it within the key, and what it holds
+
+
+class Content(msgspec.Struct, frozen=True):
+    """What a key holds. Equal `type`, `length` and `digest` (16 bytes) mean equal content.
+
+    `expires_ms` is its absolute expiry, ms since the epoch, None for a key that stays.
+    """
+
+    type: str
+    length: int
+    digest: bytes
+    expires_ms: int | None
+
+    def same(self, other: Content) -> bool:
+        """Return whether the content is equal; the expiry is not looked at."""
+        return (self.type, self.length, self.digest) == (other.type, other.length, other.digest)
+
+
+def read_content(endpoint: Endpoint, key: bytes) -> Content | None:
+    """Return the content of a key of the selected database, None if there is none.
+
+    Not consistent by itself when the key changes meanwhile: see read_together. Raises EndpointError.
+    """
+    kind, expires = endpoint.pipeline([("TYPE", key), ("PEXPIRETIME", key)])
+    if kind == b"none" or isinstance(kind, ReplyError):
+        return None
+    if isinstance(expires, ReplyError):  # a server before 7.0
+        expires = _expiry_before_7(endpoint, key)
+    length = int(endpoint.call(_LENGTH[kind], key)) if kind in _LENGTH else 1
+    digest = _digest(endpoint, key, kind, length)
+    return Content(kind.decode(), length, digest, expires if expires >= 0 else None)
+
+
+def read_together(
+    endpoint: Endpoint, places: Sequence[tuple[int, bytes]], attempts: int = 3
+) -> list[Content | None] | None:
+    """Return the contents of several (database, key) as of one moment, or None if they kept changing.
+
+    A WATCH on all of them proves that nothing changed while they were read. The endpoint is left in the
+    database of the last place.
+    """
+    for _attempt in range(attempts):
+        for db, key in places:
+            endpoint.pipeline([("SELECT", db), ("WATCH", key)])
+        found = []
+        for db, key in places:
+            endpoint.select(db)
+            found.append(read_content(endpoint, key))
+        if endpoint.pipeline([("MULTI",), ("EXEC",)])[1] is not None:
+            return found
+    return None
+
+
+def differences(source: Content | None, target: Content | None) -> str:
+    """Return in one line how two contents differ, "" if they do not."""
+    if source is None or target is None:
+        if source is target:
+            return ""
+        return "missing in the target" if target is None else "missing in the source"
+    found = []
+    if source.type != target.type:
+        found.append(f"type {source.type} against {target.type}")
+    elif source.length != target.length:
+        found.append(f"length {source.length:,} against {target.length:,}")
+    elif source.digest != target.digest:
+        found.append(f"other content in a {source.type} of the same length {source.length:,}")
+    if source.expires_ms != target.expires_ms:
+        found.append(f"expiry {_moment(source.expires_ms)} against {_moment(target.expires_ms)}")
+    return "; ".join(found)
+
+
+def first_difference(endpoint: Endpoint, source: tuple[int, bytes], target: tuple[int, bytes]) -> str:
+    """Return in one line how two keys of one type differ in their first differing element, "" if unknown.
+
+    Reads slice by slice, both sides alternately, and stops at the first difference; sets and hashes of more
+    than 20,000 elements are not looked into.
+    """
+    endpoint.select(source[0])
+    kind = endpoint.call("TYPE", source[1])
+    length = int(endpoint.call(_LENGTH[kind], source[1])) if kind in _LENGTH else 0
+    if not length or (kind in _UNORDERED and length > _DETAIL_ELEMENTS):
+        return ""
+    sides = [_in_database(endpoint, db, key, kind) for db, key in (source, target)]
+    if kind in _UNORDERED:
+        ours, theirs = (dict(element for page in side for element in page) for side in sides)
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                return _told(name, ours.get(name), theirs.get(name))
+        return ""
+    pages = [(element for page in side for element in page) for side in sides]
+    while True:
+        one, other = next(pages[0], None), next(pages[1], None)
+        if one is None and other is None:
+            return ""
+        if one != other:
+            if one is not None and other is not None and one[0] == other[0]:
+                return _told(one[0], one[1], other[1])
+            names = [_shown(element[0]) if element else "the end" for element in (one, other)]
+            return f"{names[0]} against {names[1]}"
+
+
+def _in_database(endpoint: Endpoint, db: int, key: bytes, kind: bytes) -> Iterator[list[Element]]:
+    """Yield the pages of a key, selecting its database before each, for readers that alternate."""
+    endpoint.select(db)
+    pages = _pages(endpoint, key, kind, _slice(endpoint, key, int(endpoint.call(_LENGTH[kind], key))))
+    while True:
+        endpoint.select(db)
+        page = next(pages, None)
+        if page is None:
+            return
+        yield page
+
+
+def _digest(endpoint: Endpoint, key: bytes, kind: bytes, length: int) -> bytes:
+    if kind not in _LENGTH:
+        return blake2b(endpoint.call("DUMP", key), digest_size=16).digest()
+    pages = _pages(endpoint, key, kind, _slice(endpoint, key, length))
+    if kind not in _UNORDERED:
+        ordered = blake2b(kind, digest_size=16)
+        for page in pages:
+            ordered.update(b"".join([_framed(name, value) for name, value in page]))
+        return ordered.digest()
+    # The sum of the elements' hashes does not depend on their order and needs no memory. SCAN may repeat
+    # elements, which the count tells: then, and only then, each one's hash is kept to count it once.
+    total = count = 0
+    for page in pages:
+        count += len(page)
+        total += sum([_hashed(element) for element in page])
+    if count > length:
+        once = {_hashed(element) for page in _pages(endpoint, key, kind, _SLICE_ELEMENTS) for element in page}
+        total, count = sum(once), len(once)
+    return (total % 2**128).to_bytes(16, "little")
+
+
+def _slice(endpoint: Endpoint, key: bytes, length: int) -> int:
+    """Return how many elements make a slice of about 4 MB."""
+    used = endpoint.pipeline([("MEMORY", "USAGE", key)])[0]
+    average = used // length + 1 if isinstance(used, int) and length else 1
+    return max(1, min(_SLICE_ELEMENTS, _SLICE_BYTES // average))
+
+
+def _pages(endpoint: Endpoint, key: bytes, kind: bytes, count: int) -> Iterator[list[Element]]:
+    if kind == b"string":
+        at = 0
+        while part := endpoint.call("GETRANGE", key, at, at + _SLICE_BYTES - 1):
+            yield [(b"byte %d" % at, part)]
+            at += len(part)
+    elif kind == b"list":
+        at = 0
+        while values := endpoint.call("LRANGE", key, at, at + count - 1):
+            yield [(b"index %d" % (at + i), value) for i, value in enumerate(values)]
+            at += len(values)
+    elif kind == b"zset":
+        at = 0
+        while flat := endpoint.call("ZRANGE", key, at, at + count - 1, "WITHSCORES"):
+            yield [(flat[i], struct.pack("<d", float(flat[i + 1]))) for i in range(0, len(flat), 2)]
+            at += len(flat) // 2
+    elif kind == b"set":
+        for members in _scan(endpoint, "SSCAN", key, count):
+            yield [(member, b"") for member in members]
+    elif kind == b"hash":
+        for flat in _scan(endpoint, "HSCAN", key, count):
+            yield _hash_page(endpoint, key, flat)
+    else:
+        yield from _stream_pages(endpoint, key, count)
+
+
+def _scan(endpoint: Endpoint, command: str, key: bytes, count: int) -> Iterator[list[bytes]]:
+    cursor = b"0"
+    while True:
+        cursor, flat = endpoint.call(command, key, cursor, "COUNT", count)
+        yield flat
+        if cursor == b"0":
+            return
+
+
+def _hash_page(endpoint: Endpoint, key: bytes, flat: list[bytes]) -> list[Element]:
+    names, values = flat[::2], flat[1::2]
+    if names and _has_field_expiry(endpoint):
+        times = endpoint.pipeline([("HPEXPIRETIME", key, "FIELDS", len(names), *names)])[0]
+        if isinstance(times, list):
+            return [(n, _framed(v, b"%d" % t)) for n, v, t in zip(names, values, times, strict=True)]
+    return [(n, _framed(v, b"-1")) for n, v in zip(names, values, strict=True)]
+
+
+def _has_field_expiry(endpoint: Endpoint) -> bool:
+    return endpoint.version >= ((9, 0) if endpoint.server == "valkey" else (7, 4))
+
+
+def _stream_pages(endpoint: Endpoint, key: bytes, count: int) -> Iterator[list[Element]]:
+    start = b"-"
+    while entries := endpoint.call("XRANGE", key, start, "+", "COUNT", count):
+        yield [(entry_id, _framed(*fields)) for entry_id, fields in entries]
+        start = b"(" + entries[-1][0]
+    state = stream_state(endpoint, key)
+    if state is not None:
+        yield state.elements()
+
+
+def _framed(*parts: bytes) -> bytes:
+    return b"".join([struct.pack("<Q", len(part)) + part for part in parts])
+
+
+def _hashed(element: Element) -> int:
+    return int.from_bytes(blake2b(_framed(*element), digest_size=16).digest(), "little")
+
+
+def _expiry_before_7(endpoint: Endpoint, key: bytes) -> int:
+    remaining, now = endpoint.pipeline([("PTTL", key), ("TIME",)])
+    return -1 if remaining < 0 else remaining + int(now[0]) * 1000 + int(now[1]) // 1000
+
+
+def _told(name: bytes, ours: bytes | None, theirs: bytes | None) -> str:
+    sides = ["absent" if side is None else _shown(side) for side in (ours, theirs)]
+    return f"{_shown(name)}: {sides[0]} against {sides[1]}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _moment(expires_ms: int | None) -> str:
+    return "none" if expires_ms is None else clock.to_text(expires_ms * 1_000_000)
