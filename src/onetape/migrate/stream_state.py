@@ -50,11 +50,15 @@ class StreamState(msgspec.Struct, frozen=True):
             found.append((b"group %s" % group.name, msgspec.json.encode(group)))
         return found
 
+    def position(self, key: bytes) -> tuple[Argument, ...]:
+        """Return the command that sets a stream's last id and counters."""
+        if self.added is None or self.max_deleted is None:
+            return ("XSETID", key, self.last_id)
+        return ("XSETID", key, self.last_id, "ENTRIESADDED", self.added, "MAXDELETEDID", self.max_deleted)
+
     def commands(self, key: bytes) -> list[tuple[Argument, ...]]:
         """Return the commands that give a stream with the right entries this state, groups and all."""
-        counted = self.added is not None
-        counters = ["ENTRIESADDED", self.added, "MAXDELETEDID", self.max_deleted] if counted else []
-        commands: list[tuple[Any, ...]] = [("XSETID", key, self.last_id, *counters)]
+        commands: list[tuple[Any, ...]] = [self.position(key)]
         for group in self.groups:
             read = [] if group.entries_read is None else ["ENTRIESREAD", group.entries_read]
             commands.append(("XGROUP", "CREATE", key, group.name, group.last_delivered, *read))
