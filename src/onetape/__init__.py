@@ -1,1 +1,84 @@
-"""onetape: one durable tape of market data for a whole trading system."""
+"""onetape: one durable tape of market data for a whole trading system.
+
+    tape = onetape.open("market_data.db")
+    tape.append(onetape.Tick("ESZ6", onetape.now_ns(), price=6012.25, size=2))
+    tape.latest("ESZ6")
+"""
+
+from onetape.clock import now_ns, to_ns
+from onetape.errors import (
+    ChunkCorrupt,
+    ConfigInvalid,
+    CursorConflict,
+    EndpointError,
+    ImportInvalid,
+    InvalidRecord,
+    LedgerBusy,
+    LedgerUnusable,
+    MigrationError,
+    OnetapeError,
+    PlanCollision,
+    PlanInvalid,
+    PreflightRefused,
+    SubscriberTooSlow,
+    TapeBusy,
+    TapeClosed,
+    TapeDamaged,
+    TapeError,
+    TapeFull,
+    TapeMissing,
+    TapeReadOnly,
+    TapeTooNew,
+    TapeUnusable,
+)
+from onetape.live.follower import Follower
+from onetape.live.subscription import Subscription, SubscriptionStats
+from onetape.record import BUY, SELL, UNKNOWN, Bar, SeqRange, Tick
+from onetape.tape import Quarantined, SymbolInfo, Tape, TapeStats, open
+from onetape.writer import Writer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BUY",
+    "SELL",
+    "UNKNOWN",
+    "Bar",
+    "ChunkCorrupt",
+    "ConfigInvalid",
+    "CursorConflict",
+    "EndpointError",
+    "Follower",
+    "ImportInvalid",
+    "InvalidRecord",
+    "LedgerBusy",
+    "LedgerUnusable",
+    "MigrationError",
+    "OnetapeError",
+    "PlanCollision",
+    "PlanInvalid",
+    "PreflightRefused",
+    "Quarantined",
+    "SeqRange",
+    "SubscriberTooSlow",
+    "Subscription",
+    "SubscriptionStats",
+    "SymbolInfo",
+    "Tape",
+    "TapeBusy",
+    "TapeClosed",
+    "TapeDamaged",
+    "TapeError",
+    "TapeFull",
+    "TapeMissing",
+    "TapeReadOnly",
+    "TapeStats",
+    "TapeTooNew",
+    "TapeUnusable",
+    "Tick",
+    "Writer",
+    "__version__",
+    "now_ns",
+    "open",
+    "to_ns",
+]

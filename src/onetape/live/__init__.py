@@ -1,0 +1,1 @@
+"""Who gets told: wakers, followers, subscriptions, and the newest records in memory."""

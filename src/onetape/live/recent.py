@@ -1,0 +1,113 @@
+"""Recent: each symbol's newest ticks in memory, in canonical order, complete up to one position of the tape."""
+
+from __future__ import annotations
+
+import threading
+from bisect import insort
+
+import apsw
+
+from onetape.record import Tick
+from onetape.store import query, replay
+from onetape.store.query import Names
+
+
+def _canonical(tick: Tick) -> tuple[int, int]:
+    return tick.ts_event_ns, tick.seq or 0
+
+
+class Recent:
+    """Rings by symbol, loaded from the file when a symbol is first asked for, then kept up to date.
+
+    Readers take from `rings` without a lock (a list's slice is atomic); writers hold the lock. Every ring holds at
+    least the newest `per_symbol` ticks up to `position`, and at most twice as many.
+    """
+
+    def __init__(self, connection: apsw.Connection, names: Names, per_symbol: int) -> None:
+        self.rings: dict[str, list[Tick]] = {}
+        self.per_symbol = per_symbol
+        self._connection = connection
+        self._names = names
+        self._loaded_at: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self.position = query.head(connection)
+
+    def push(self, tick: Tick, seq: int) -> bool:
+        """Add a tick just appended at `seq`; False if other records came between: catch_up() then."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if seq != self.position + 1:
+                return False
+            ring = self.rings.get(tick.symbol)
+            if ring is not None:
+                self._add(ring, _at(tick, seq))
+            self.position = seq
+            return True
+        finally:
+            self._lock.release()
+
+    def catch_up(self) -> None:
+        """Take in everything that was appended since, by whoever."""
+        with self._lock:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        while (step := replay.step(self._connection, self.position)) is not None:
+            for record in replay.records(step.found, self._names):
+                ring = self.rings.get(record.symbol)
+                # A ring loaded a moment ago already holds what was there when it was read.
+                if ring is not None and isinstance(record, Tick) and (record.seq or 0) > self._loaded_at[record.symbol]:
+                    self._add(ring, record)
+            self.position = step.position
+
+    def _add(self, ring: list[Tick], tick: Tick) -> None:
+        if not ring or _canonical(ring[-1]) < _canonical(tick):
+            ring.append(tick)
+        else:
+            insort(ring, tick, key=_canonical)
+        if len(ring) > 2 * self.per_symbol:
+            del ring[: len(ring) - self.per_symbol]
+
+    def load(self, symbol: str) -> list[Tick]:
+        """Return the ring of a symbol, loaded now if it was not yet; empty if the tape does not know it."""
+        with self._lock:
+            ring = self.rings.get(symbol)
+            if ring is not None:
+                return ring
+            with query.snapshot(self._connection):
+                head = query.head(self._connection)
+                symbol_id = self._names.catalog.symbol_id(self._connection, symbol)
+                if symbol_id is None:
+                    return []
+                columns = query.newest(self._connection, symbol_id, self.per_symbol)
+                ring = [] if columns is None else query.to_ticks(columns, symbol, self._names)
+            self._loaded_at[symbol] = head
+            self.rings[symbol] = ring
+            self._catch_up()
+            return ring
+
+
+def _at(tick: Tick, seq: int) -> Tick:
+    return Tick(
+        tick.symbol,
+        tick.ts_event_ns,
+        tick.price,
+        tick.size,
+        tick.bid,
+        tick.ask,
+        tick.bid_size,
+        tick.ask_size,
+        tick.side,
+        tick.flags,
+        tick.open,
+        tick.high,
+        tick.low,
+        tick.volume,
+        tick.vwap,
+        tick.trades,
+        tick.open_interest,
+        tick.source,
+        tick.ts_recv_ns,
+        seq,
+    )

@@ -1,0 +1,1 @@
+"""The file of a tape: its layout, and every reading and writing of it."""

@@ -1,0 +1,409 @@
+"""Queries: what is sealed plus the same fold over the journal's tail, each in one read transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import apsw
+import numpy as np
+import pyarrow as pa
+
+from onetape.errors import ConfigInvalid
+from onetape.record import MINUTE_NS, Bar, Tick
+from onetape.store import bars, chunks, seal
+from onetape.store.block import ABSENT, DTYPES, Columns, canonical, concatenate, decode_many, take
+from onetape.store.catalog import Catalog
+from onetape.store.layout import DAY_NS, KIND_BAR, KIND_TICK
+
+TICK_NAMES: tuple[str, ...] = Tick.__struct_fields__
+_STANDS_FOR_NULL = ("trades", "ts_recv_ns")
+
+
+@contextmanager
+def snapshot(connection: apsw.Connection) -> Iterator[None]:
+    """Everything read inside is of one moment."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+def tail(connection: apsw.Connection, after: int | None = None) -> dict[int, Columns]:
+    """Return the records behind the seal (or after a position), by kind, in order of position, with seq."""
+    start = seal.seal_position(connection) if after is None else after
+    rows = connection.execute(
+        "SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last", (start,)
+    ).fetchall()
+    return decode_many(rows, "journal") if rows else {}
+
+
+def head(connection: apsw.Connection) -> int:
+    """Return the last position given."""
+    return int(connection.execute("SELECT max(seq_last) FROM journal").get)
+
+
+def ticks(
+    connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int, kind: int = KIND_TICK
+) -> Columns | None:
+    """Return one symbol's records with start_ns <= ts_event_ns < end_ns in canonical order, or None."""
+    parts = []
+    sealed = chunks.read(connection, kind, symbol_id, start_ns, end_ns)
+    if sealed is not None:
+        parts.append(sealed)
+    fresh = tail(connection).get(kind)
+    if fresh is not None:
+        ts = fresh["ts_event_ns"]
+        mask = (fresh["symbol"] == symbol_id) & (ts >= start_ns) & (ts < end_ns)
+        if mask.any():
+            mine = take(fresh, mask)
+            del mine["symbol"]
+            parts.append(mine)
+    return canonical(concatenate(kind, parts)) if parts else None
+
+
+def newest(connection: apsw.Connection, symbol_id: int, count: int) -> Columns | None:
+    """Return one symbol's newest `count` ticks in canonical order, or None."""
+    parts = []
+    sealed = chunks.newest(connection, KIND_TICK, symbol_id, count)
+    if sealed is not None:
+        parts.append(sealed)
+    fresh = tail(connection).get(KIND_TICK)
+    if fresh is not None:
+        mine = take(fresh, fresh["symbol"] == symbol_id)
+        if len(mine.pop("symbol")):
+            parts.append(mine)
+    if not parts:
+        return None
+    joined = canonical(concatenate(KIND_TICK, parts))
+    return {name: column[-count:] for name, column in joined.items()}
+
+
+class Names(NamedTuple):
+    """How ids become names."""
+
+    catalog: Catalog
+    connection: apsw.Connection
+
+    def symbols(self, ids: Iterable[int]) -> list[str]:
+        return [self.catalog.symbol(self.connection, i) for i in ids]
+
+    def sources(self, ids: Iterable[int]) -> list[str | None]:
+        return [self.catalog.source(self.connection, i) for i in ids]
+
+
+def to_ticks(columns: Columns, symbol: str | Sequence[str], names: Names) -> list[Tick]:
+    """Return columns as Ticks; `symbol` is one for all, or one a record."""
+    count = len(columns["ts_event_ns"])
+    values: list[Any] = []
+    for name in TICK_NAMES:
+        if name == "symbol":
+            values.append([symbol] * count if isinstance(symbol, str) else symbol)
+        elif name == "source":
+            values.append(names.sources(columns["source"].tolist()) if "source" in columns else [None] * count)
+        elif name not in columns:
+            values.append([0 if name in ("side", "flags") else None] * count)
+        else:
+            values.append(_optional(columns[name]))
+    return list(map(Tick, *values))
+
+
+def _optional(column: Any) -> list[Any]:
+    values: list[Any] = column.tolist()
+    if column.dtype.kind == "f":
+        return [None if v != v else v for v in values] if np.isnan(column).any() else values
+    if column.dtype.itemsize == 8 and (column == ABSENT).any():
+        return [None if v == ABSENT else v for v in values]
+    return values
+
+
+def to_given_bars(columns: Columns, symbols: Sequence[str], names: Names) -> list[Bar]:
+    """Return columns of given bars as Bars."""
+    out = []
+    for row, symbol, seq in zip(seal.given_rows(columns), symbols, columns["seq"].tolist(), strict=True):
+        values: Any = row
+        _, interval, source, ts, open_, high, low, close, volume, _, vwap, trades, sold, bought, complete, revision = (
+            values[:16]
+        )
+        source_name = names.catalog.source(names.connection, source)
+        out.append(
+            Bar(
+                symbol,
+                interval_text(interval),
+                ts,
+                open_,
+                high,
+                low,
+                close,
+                volume,
+                vwap,
+                trades,
+                sold,
+                bought,
+                bool(complete),
+                revision,
+                source_name,
+                seq,
+            )
+        )
+    return out
+
+
+_ARROW = {"f": pa.float64(), "i8": pa.int64(), "u4": pa.uint32(), "i1": pa.int8()}
+
+
+def arrow_type(name: str) -> pa.DataType:
+    """Return the Arrow type of a tick's column."""
+    if name in ("symbol", "source"):
+        return pa.dictionary(pa.int32(), pa.string())
+    dtype = DTYPES[KIND_TICK][name]
+    return _ARROW["f"] if dtype.kind == "f" else _ARROW[dtype.str[1:]]
+
+
+def to_arrow(columns: Columns | None, symbol: str, wanted: Sequence[str] | None, names: Names) -> pa.Table:
+    """Return columns of one symbol as an Arrow table of `wanted` columns (all, in Tick's order, by default)."""
+    asked = list(wanted) if wanted is not None else list(TICK_NAMES)
+    unknown = [name for name in asked if name not in TICK_NAMES]
+    if unknown:
+        raise ConfigInvalid(f"no tick has a column {unknown[0]!r}", hint=f"columns are {', '.join(TICK_NAMES)}")
+    count = 0 if columns is None else len(columns["ts_event_ns"])
+    have = columns or {}
+    arrays = [_arrow_column(name, have, symbol, count, names) for name in asked]
+    return pa.table(arrays, names=asked)
+
+
+def _arrow_column(name: str, have: Columns, symbol: str, count: int, names: Names) -> Any:
+    kind = arrow_type(name)
+    if name == "symbol":
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype="<i4")), pa.array([symbol], pa.string()))
+    if name == "source":
+        ids = have.get("source")
+        if ids is None:
+            return pa.nulls(count, kind)
+        distinct, codes = np.unique(ids, return_inverse=True)
+        texts = names.sources(distinct.tolist())
+        return pa.array([texts[code] for code in codes.tolist()], pa.string()).dictionary_encode() if None in texts else (
+            pa.DictionaryArray.from_arrays(pa.array(codes.astype("<i4")), pa.array(texts, pa.string()))
+        )
+    if name not in have:
+        return pa.array(np.zeros(count, dtype=DTYPES[KIND_TICK][name])) if name in ("side", "flags") else pa.nulls(
+            count, kind
+        )
+    column = have[name]
+    if column.dtype.kind == "f":
+        absent = np.isnan(column)
+        return pa.array(column, kind, mask=absent if absent.any() else None)
+    if name in _STANDS_FOR_NULL:
+        absent = column == ABSENT
+        return pa.array(column, kind, mask=absent if absent.any() else None)
+    return pa.array(np.ascontiguousarray(column), kind)
+
+
+def interval_text(ns: int) -> str:
+    """Return the canonical text of a bar interval."""
+    for unit, size in (("d", DAY_NS), ("h", 60 * MINUTE_NS), ("min", MINUTE_NS), ("s", 1_000_000_000)):
+        if ns % size == 0:
+            return f"{ns // size}{unit}"
+    raise ConfigInvalid(f"{ns} ns is not a bar interval")
+
+
+BAR_SCHEMA = pa.schema(
+    [
+        ("symbol", pa.string()),
+        ("interval", pa.string()),
+        ("ts_start_ns", pa.int64()),
+        ("open", pa.float64()),
+        ("high", pa.float64()),
+        ("low", pa.float64()),
+        ("close", pa.float64()),
+        ("volume", pa.float64()),
+        ("vwap", pa.float64()),
+        ("trades", pa.int64()),
+        ("bid_volume", pa.float64()),
+        ("ask_volume", pa.float64()),
+        ("complete", pa.bool_()),
+        ("revision", pa.int64()),
+        ("source", pa.string()),
+    ]
+)
+
+
+def minutes(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int) -> tuple[list[bars.Minute], int]:
+    """Return the tape's own minutes with start_ns <= ts_start_ns < end_ns, and the newest trade time (-1: none)."""
+    kept = {
+        row[1]: bars.Minute._make(row)
+        for row in connection.execute(
+            "SELECT symbol_id, ts_start_ns, open, high, low, close, volume, notional, trades, bid_volume, ask_volume,"
+            " revision, first_ts, first_seq, last_ts, last_seq FROM bar WHERE symbol_id = ?"
+            f" AND interval_ns = {MINUTE_NS} AND source_id = 0 AND ts_start_ns >= ? AND ts_start_ns < ?"
+            " ORDER BY ts_start_ns",
+            (symbol_id, start_ns, end_ns),
+        )
+    }
+    before = seal.newest_trades(connection, [symbol_id])
+    newest_ts = before.get(symbol_id, -1)
+    fresh = tail(connection).get(KIND_TICK)
+    if fresh is not None and (fresh["symbol"] == symbol_id).any():
+        found = bars.trades(take(fresh, fresh["symbol"] == symbol_id))
+        if len(found["ts_event_ns"]):
+            newest_ts = max(newest_ts, int(found["ts_event_ns"][-1]))
+            late = bars.late_counts(found, before)
+            for bar in bars.fold(
+                found,
+                late,
+                lambda keys: seal.kept_minutes(connection, keys),
+                lambda sid, start: seal.minute_history(connection, sid, start, fresh),
+            ):
+                if start_ns <= bar.ts_start_ns < end_ns:
+                    kept[bar.ts_start_ns] = bar
+    return [kept[ts] for ts in sorted(kept)], newest_ts
+
+
+def keeps(interval: int) -> bool:
+    """Return whether the tape makes bars of this length (ns) of its own."""
+    return interval % MINUTE_NS == 0 and DAY_NS % interval == 0
+
+
+def own_bars(
+    connection: apsw.Connection, symbol_id: int, symbol: str, interval: int, start_ns: int, end_ns: int
+) -> list[Bar]:
+    """Return the tape's own bars of any whole number of minutes that divides a UTC day."""
+    if not keeps(interval):
+        raise ConfigInvalid(
+            f"the tape keeps bars of whole minutes that divide a day, not of {interval_text(interval)}",
+            hint="ask for 1min, 5min, 15min, 1h, 1d",
+        )
+    first = start_ns - start_ns % interval
+    first += interval if first < start_ns else 0  # a bar belongs to the span by its start
+    last = end_ns + (-end_ns) % interval
+    found, newest_ts = minutes(connection, symbol_id, first, min(last, 2**63 - 1))
+    text = interval_text(interval)
+    groups: dict[int, list[bars.Minute]] = {}
+    for minute in found:
+        groups.setdefault(minute.ts_start_ns - minute.ts_start_ns % interval, []).append(minute)
+    return [
+        _joined(symbol, text, ts, parts, newest_ts >= ts + interval)
+        for ts, parts in groups.items()
+        if start_ns <= ts < end_ns
+    ]
+
+
+def _joined(symbol: str, interval: str, ts: int, parts: list[bars.Minute], complete: bool) -> Bar:
+    def total(name: str) -> float | None:
+        told = [value for part in parts if (value := getattr(part, name)) is not None]
+        result = None
+        for value in told:
+            result = value if result is None else result + value
+        return result
+
+    volume, notional = total("volume"), total("notional")
+    return Bar(
+        symbol,
+        interval,
+        ts,
+        parts[0].open,
+        max(part.high for part in parts),
+        min(part.low for part in parts),
+        parts[-1].close,
+        volume,
+        notional / volume if volume and notional is not None else None,
+        sum(part.trades for part in parts),
+        total("bid_volume"),
+        total("ask_volume"),
+        complete,
+        sum(part.revision for part in parts),
+    )
+
+
+def given_bars(
+    connection: apsw.Connection,
+    symbol_id: int,
+    symbol: str,
+    interval: int,
+    start_ns: int,
+    end_ns: int,
+    source: str | None,
+    names: Names,
+) -> list[Bar]:
+    """Return bars that were appended as bars, by start and then source, each with its latest content."""
+    kept: dict[tuple[int, int], Bar] = {}
+    for row in connection.execute(
+        "SELECT source_id, ts_start_ns, open, high, low, close, volume, vwap, trades, bid_volume, ask_volume,"
+        " complete, revision, last_seq FROM bar WHERE symbol_id = ? AND interval_ns = ? AND source_id > 0"
+        " AND ts_start_ns >= ? AND ts_start_ns < ?",
+        (symbol_id, interval, start_ns, end_ns),
+    ):
+        source_id, ts, *prices = row
+        values: Any = prices
+        kept[ts, source_id] = Bar(
+            symbol,
+            interval_text(interval),
+            ts,
+            *values[:9],
+            bool(values[9]),
+            values[10],
+            names.catalog.source(connection, source_id),
+            values[11],
+        )
+    fresh = tail(connection).get(KIND_BAR)
+    if fresh is not None:
+        ts_all = fresh["ts_event_ns"]
+        mask = (fresh["symbol"] == symbol_id) & (fresh["interval_ns"] == interval)
+        mask &= (ts_all >= start_ns) & (ts_all < end_ns)
+        mine = take(fresh, mask)
+        source_ids = mine["source"].tolist() if "source" in mine else []
+        for bar, source_id in zip(to_given_bars(mine, [symbol] * len(source_ids), names), source_ids, strict=True):
+            old = kept.get((bar.ts_start_ns, source_id))
+            kept[bar.ts_start_ns, source_id] = bar if old is None else _revised(old, bar)
+    found = [bar for _, bar in sorted(kept.items())]
+    return [bar for bar in found if source is None or bar.source == source]
+
+
+_CONTENT = ("open", "high", "low", "close", "volume", "vwap", "trades", "bid_volume", "ask_volume", "complete")
+
+
+def _revised(old: Bar, new: Bar) -> Bar:
+    if all(getattr(old, name) == getattr(new, name) for name in _CONTENT):
+        return old
+    import msgspec  # noqa: PLC0415
+
+    return msgspec.structs.replace(new, revision=max(old.revision + 1, new.revision))
+
+
+def bars_to_arrow(found: Sequence[Bar]) -> pa.Table:
+    """Return bars as an Arrow table of BAR_SCHEMA."""
+    return pa.table(
+        [pa.array([getattr(bar, field.name) for bar in found], field.type) for field in BAR_SCHEMA], schema=BAR_SCHEMA
+    )
+
+
+class SymbolCounts(NamedTuple):
+    """What the tape holds of one symbol."""
+
+    ticks: int
+    bars: int
+    ts_min: int | None
+    ts_max: int | None
+
+
+def symbol_counts(connection: apsw.Connection) -> dict[int, SymbolCounts]:
+    """Return the counts of every symbol, the journal's tail included."""
+    found = {
+        row[0]: SymbolCounts(*row[1:])
+        for row in connection.execute("SELECT id, ticks, bars, ts_min, ts_max FROM symbol")
+    }
+    for kind, columns in tail(connection).items():
+        symbols, ts = columns["symbol"], columns["ts_event_ns"]
+        for symbol_id in np.unique(symbols).tolist():
+            mine = ts[symbols == symbol_id]
+            old = found.get(symbol_id, SymbolCounts(0, 0, None, None))
+            least, most = int(mine.min()), int(mine.max())
+            found[symbol_id] = SymbolCounts(
+                old.ticks + (len(mine) if kind == KIND_TICK else 0),
+                old.bars + (len(mine) if kind == KIND_BAR else 0),
+                least if old.ts_min is None else min(least, old.ts_min),
+                most if old.ts_max is None else max(most, old.ts_max),
+            )
+    return found

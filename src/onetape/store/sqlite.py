@@ -1,0 +1,205 @@
+"""Connections to the file of a tape, and the one place where SQLite's errors become ours."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import apsw
+
+from onetape.clock import now_ns
+from onetape.errors import (
+    OnetapeError,
+    TapeBusy,
+    TapeDamaged,
+    TapeFull,
+    TapeMissing,
+    TapeReadOnly,
+    TapeTooNew,
+    TapeUnusable,
+)
+from onetape.store import layout
+
+Durability = Literal["process", "power"]
+
+#: WAL pages between two checkpoints: 16 MB. A checkpoint costs two fsyncs, so rarer is faster; more would make
+#: a reader that starts search a longer log.
+_CHECKPOINT_PAGES = 4096
+_WAL_BYTES_KEPT = 64 * 2**20
+_PAGE_CACHE_KIB = 16 * 1024
+
+Upgrade = Callable[[apsw.Connection], None]
+#: From which version: what makes it the next one, inside one transaction. Version 1 is the first.
+UPGRADES: dict[int, Upgrade] = {}
+
+
+def translate(error: Exception, path: Path, act: str) -> OnetapeError:
+    """Return the error of ours for an error of SQLite's that was met while we tried to `act`."""
+    what = f"cannot {act} {path}: {error}"
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return TapeBusy(what, hint="another process held the write lock too long; nothing was stored, try again")
+    if isinstance(error, apsw.FullError):
+        return TapeFull(what, hint="the disk is full; nothing of this batch was stored; free space and try again")
+    if isinstance(error, apsw.NotADBError):
+        return TapeUnusable(what, hint="the file is not a tape, or its first page is damaged")
+    if isinstance(error, apsw.CorruptError):
+        return TapeDamaged(what, hint="stop the writers, copy the file away, restore a backup")
+    if isinstance(error, apsw.ReadOnlyError | apsw.PermissionsError):
+        return TapeReadOnly(what, hint='make the file writable, or open it with mode="r"')
+    if isinstance(error, apsw.CantOpenError):
+        return TapeUnusable(what, hint="check that the folder exists and may be written")
+    if isinstance(error, apsw.IOError):
+        return TapeUnusable(what, hint="the disk or the file system failed; what append returned for is kept")
+    return TapeUnusable(what)
+
+
+def connect(
+    path: Path, *, mode: Literal["rw", "r"], durability: Durability = "process", busy_timeout_ms: int = 10_000
+) -> apsw.Connection:
+    """Return a connection to the tape at `path`, created or upgraded where that is needed and allowed.
+
+    Raises the TapeError that fits; never leaves a file behind that it could not make a tape of.
+    """
+    if path.is_dir():
+        raise TapeUnusable(f"{path} is a directory", hint="give the path of a file, such as market_data.db")
+    if mode == "r" and not path.exists():
+        raise TapeMissing(f"no tape at {path}", hint="append something first, or check the path")
+    if not path.parent.is_dir():
+        raise TapeUnusable(f"no folder {path.parent}", hint="create it, or check the path")
+    try:
+        connection = _open(path, mode)
+        try:
+            connection.set_busy_handler(_patience(busy_timeout_ms))
+            _check(connection, path, mode)
+            _configure(connection, mode, durability)
+        except BaseException:
+            connection.close()
+            raise
+    except apsw.Error as error:
+        raise translate(error, path, "open") from error
+    return connection
+
+
+def _open(path: Path, mode: str) -> apsw.Connection:
+    if mode == "rw":
+        connection = apsw.Connection(
+            str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_NOMUTEX
+        )
+        if connection.readonly("main"):
+            connection.close()
+            raise TapeReadOnly(f"{path} may not be written", hint='make it writable, or open it with mode="r"')
+        return connection
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOMUTEX
+    connection = apsw.Connection(str(path), flags=flags)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        return connection
+    except (apsw.CantOpenError, apsw.ReadOnlyError):
+        connection.close()
+        wal = layout.wal_path(path)
+        if wal.exists() and wal.stat().st_size:
+            raise
+        # A folder that may not be written and no log: nobody is writing, so the file can be read as it is.
+        uri = path.absolute().as_uri() + "?immutable=1"
+        return apsw.Connection(uri, flags=flags | apsw.SQLITE_OPEN_URI)
+
+
+def _patience(timeout_ms: int) -> Callable[[int], bool]:
+    """Return a busy handler that tries again at short random intervals, so that no writer starves."""
+    started = 0.0
+
+    def wait(tries: int) -> bool:
+        nonlocal started
+        now = time.monotonic()
+        if tries == 0:
+            started = now
+        if (now - started) * 1000 >= timeout_ms:
+            return False
+        time.sleep(random.uniform(0.00005, 0.0005 if tries < 50 else 0.003))
+        return True
+
+    return wait
+
+
+def _pragma(connection: apsw.Connection, name: str) -> int:
+    value = connection.pragma(name)
+    return int(value) if value is not None else 0
+
+
+def _check(connection: apsw.Connection, path: Path, mode: str) -> None:
+    application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+    empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
+    if empty and application == 0:
+        if mode == "r":
+            raise TapeUnusable(f"{path} is empty", hint="it is not a tape yet; append something first")
+        _create(connection)
+        return
+    if application != layout.APPLICATION_ID:
+        raise TapeUnusable(f"{path} is a database, but not a tape", hint="give another path; it was not touched")
+    if version > layout.FORMAT_VERSION:
+        raise TapeTooNew(
+            f"{path} has format {version}, this onetape reads up to {layout.FORMAT_VERSION}",
+            hint="install a newer onetape",
+        )
+    if version < layout.FORMAT_VERSION:
+        if mode == "r":
+            raise TapeUnusable(f"{path} has the older format {version}", hint="open it once for writing to upgrade it")
+        upgrade(connection, path, UPGRADES, layout.FORMAT_VERSION)
+
+
+def _create(connection: apsw.Connection) -> None:
+    connection.pragma("page_size", 4096)
+    connection.pragma("auto_vacuum", "INCREMENTAL")  # must be set before the first table; gives space back later
+    connection.pragma("journal_mode", "wal")
+    connection.execute("BEGIN IMMEDIATE")
+    with_rollback = True
+    try:
+        if connection.execute("SELECT count(*) FROM sqlite_schema").get == 0:  # no other process was faster
+            connection.execute(layout.SCHEMA)
+            connection.execute("INSERT INTO state VALUES (0, 0, 0, 0, 0, ?)", (now_ns(),))
+            connection.execute("INSERT INTO journal VALUES (0, 0, 0, x'')")
+            connection.pragma("application_id", layout.APPLICATION_ID)
+            connection.pragma("user_version", layout.FORMAT_VERSION)
+        connection.execute("COMMIT")
+        with_rollback = False
+    finally:
+        if with_rollback:
+            connection.execute("ROLLBACK")
+
+
+def upgrade(connection: apsw.Connection, path: Path, upgrades: dict[int, Upgrade], to_version: int) -> None:
+    """Bring an older file to `to_version`: back it up beside itself, then change it in one transaction."""
+    version = _pragma(connection, "user_version")
+    backup = layout.backup_path(path, version)
+    if not backup.exists():
+        partial = backup.with_name(backup.name + ".partial")
+        partial.unlink(missing_ok=True)
+        connection.execute("VACUUM INTO ?", (str(partial),))
+        partial.replace(backup)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for step in range(_pragma(connection, "user_version"), to_version):
+            if step not in upgrades:
+                raise TapeUnusable(f"{path} has format {step}, which this onetape cannot upgrade")
+            upgrades[step](connection)
+        connection.pragma("user_version", to_version)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _configure(connection: apsw.Connection, mode: str, durability: Durability) -> None:
+    connection.pragma("cache_size", -_PAGE_CACHE_KIB)
+    if mode == "rw":
+        connection.pragma("journal_mode", "wal")
+        # NORMAL: the log is not fsynced at commit, so a killed process loses nothing and a power cut at most
+        # the last commits. FULL: fsynced at every commit.
+        connection.pragma("synchronous", "FULL" if durability == "power" else "NORMAL")
+        connection.pragma("wal_autocheckpoint", _CHECKPOINT_PAGES)
+        connection.pragma("journal_size_limit", _WAL_BYTES_KEPT)
+    else:
+        connection.pragma("query_only", True)

@@ -1,0 +1,131 @@
+"""What makes records valid: checked over whole columns, and the first or every offender named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onetape.errors import InvalidRecord
+from onetape.record import SYMBOL_BYTES_MAX, TS_MAX_NS
+from onetape.store.block import ABSENT, Array
+from onetape.store.layout import KIND_TICK
+
+TIME_RANGE = "a time is ns since the epoch, from 1970-01-01 to 2262-04-11"
+
+_NOT_NEGATIVE = {
+    "size": "a size is not negative",
+    "bid_size": "a size is not negative",
+    "ask_size": "a size is not negative",
+    "volume": "a volume is not negative",
+    "bid_volume": "a volume is not negative",
+    "ask_volume": "a volume is not negative",
+    "open_interest": "open interest is not negative",
+    "trades": "a count is not negative",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason why one record is refused."""
+
+    index: int
+    field: str
+    value: Any
+    why: str
+
+    def error(self) -> InvalidRecord:
+        """Return the error to raise for it."""
+        return InvalidRecord(self.index, self.field, self.value, self.why)
+
+
+def symbol_problem(symbol: object) -> str | None:
+    """Return why a symbol is refused, or None."""
+    if symbol is None or symbol == "":
+        return "a record needs a symbol"
+    if not isinstance(symbol, str):
+        return "a symbol is text"
+    try:
+        size = len(symbol.encode())
+    except UnicodeEncodeError:
+        return "a symbol is valid UTF-8"
+    if size > SYMBOL_BYTES_MAX:
+        return f"a symbol has at most {SYMBOL_BYTES_MAX} bytes"
+    if not symbol.isprintable():
+        return "a symbol has no control characters"
+    return None
+
+
+def problems(
+    kind: int,
+    columns: Mapping[str, Array],
+    symbols: Mapping[str, str],
+    symbol_of: Any,
+    nan_is_absent: Mapping[str, Array | None],
+) -> list[Problem]:
+    """Return the first problem of every invalid record, in the order of the records.
+
+    `symbols` are the refused symbol texts with their reasons, `symbol_of(i)` the text of record i.
+    `nan_is_absent[name]` marks where a NaN stands for "not there"; every other NaN is invalid.
+    """
+    count = len(columns["ts_event_ns"])
+    found: dict[int, Problem] = {}
+
+    def mark(bad: Array, field: str, why: str) -> None:
+        for index in np.flatnonzero(bad).tolist():
+            found.setdefault(index, Problem(index, field, columns[field][index].item(), why))
+
+    if symbols:
+        for index in range(count):
+            text = symbol_of(index)
+            if text in symbols:
+                found.setdefault(index, Problem(index, "symbol", text, symbols[text]))
+    ts = columns["ts_event_ns"]
+    mark((ts < 0) | (ts > TS_MAX_NS), "ts_event_ns", TIME_RANGE)
+    if "ts_recv_ns" in columns:
+        received = columns["ts_recv_ns"]
+        mark(((received < 0) & (received != ABSENT)) | (received > TS_MAX_NS), "ts_recv_ns", TIME_RANGE)
+    for name, column in columns.items():
+        if column.dtype.kind != "f":
+            continue
+        bad = ~np.isfinite(column)
+        if bad.any():
+            expected = nan_is_absent.get(name)
+            if expected is not None:
+                bad &= ~expected
+            mark(bad, name, "a number is finite; leave out what is not known")
+    for name, why in _NOT_NEGATIVE.items():
+        if name in columns:
+            column = columns[name]
+            bad = column < 0
+            if column.dtype.kind == "i":
+                bad &= column != ABSENT
+            if bad.any():
+                mark(bad, name, why)
+    if kind == KIND_TICK:
+        _tick_problems(columns, count, mark, found)
+    else:
+        _bar_problems(columns, mark)
+    return [found[index] for index in sorted(found)]
+
+
+def _tick_problems(columns: Mapping[str, Array], count: int, mark: Any, found: dict[int, Problem]) -> None:
+    told = np.zeros(count, dtype=bool)
+    for name in ("price", "bid", "ask"):
+        if name in columns:
+            told |= ~np.isnan(columns[name])
+    for index in np.flatnonzero(~told).tolist():
+        found.setdefault(index, Problem(index, "price", None, "a tick has a price, a bid or an ask"))
+    if "side" in columns:
+        mark(np.abs(columns["side"]) > 1, "side", "an aggressor side is 1, -1 or 0")
+
+
+def _bar_problems(columns: Mapping[str, Array], mark: Any) -> None:
+    high, low = columns["high"], columns["low"]
+    for name in ("open", "close", "low"):
+        mark(columns[name] > high, name, "no price of a bar is above its high")
+    for name in ("open", "close"):
+        mark(columns[name] < low, name, "no price of a bar is below its low")
+    mark(columns["ts_event_ns"] % columns["interval_ns"] != 0, "ts_event_ns", "a bar starts on its interval (UTC)")
