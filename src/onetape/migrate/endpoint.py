@@ -110,8 +110,8 @@ class Endpoint:
 
     `db` is the selected database, `server` "valkey" or "redis", `version` that server's own version,
     `run_id` what the server calls this run of itself, `address` HOST:PORT or the socket's path.
-    With writable=False every command that is not known to be a read is refused before a byte is sent. A SELECT
-    inside a pipeline is the caller's to undo: `db` follows select() alone.
+    With writable=False every command that is not known to be a read is refused before a byte is sent. A
+    SELECT inside a pipeline is the caller's to undo: `db` follows select() alone.
     """
 
     def __init__(self, sock: socket.socket, *, address: str, writable: bool, timeout_s: float) -> None:
@@ -179,7 +179,7 @@ class Endpoint:
         return reply
 
     def pipeline(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        """Send all commands at once and return their replies in order; error replies are ReplyError objects."""
+        """Send all commands at once and return their replies in order, errors as ReplyError objects."""
         if not commands:
             return []
         self._refuse_writes(commands)
@@ -324,7 +324,10 @@ def connect_again(
 
 
 def _commands_of(packed: bytes) -> list[list[bytes]]:
-    """Return the commands in a packed buffer. They are arrays of bulk strings, which a reader of replies reads."""
+    """Return the commands in a packed buffer.
+
+    They are arrays of bulk strings, which a reader of replies reads.
+    """
     reader = hiredis.Reader()
     reader.feed(packed)
     commands = []
