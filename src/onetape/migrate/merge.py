@@ -54,11 +54,11 @@ class MergeEntry(msgspec.Struct, frozen=True):
 
 
 class Merged(msgspec.Struct, frozen=True):
-    """What a merge did: entries stored now, entries known before, and those that live writers prevented."""
+    """What a merge did, by identity: stored now, known before, and prevented by live writers."""
 
-    added: int
-    known: int
-    changed: int = 0
+    added: frozenset[bytes]
+    known: frozenset[bytes]
+    changed: frozenset[bytes]
 
 
 def merge(endpoint: Endpoint, stream: bytes, entries: Iterable[MergeEntry]) -> Merged:
@@ -91,26 +91,26 @@ def parse_id(text: bytes) -> Id:
 
 
 def _merge(endpoint: Endpoint, stream: bytes, todo: list[MergeEntry]) -> Merged:
-    added = known = failures = 0
+    added: set[bytes] = set()
+    known: set[bytes] = set()
+    failures = 0
     while todo and failures < _ATTEMPTS:
         endpoint.call("WATCH", stream)
         last = _last_id(endpoint, stream)
         present = _present(endpoint, stream, [entry for entry in todo if entry.ms <= last[0]])
-        known += sum(entry.identity in present for entry in todo)
+        known.update(entry.identity for entry in todo if entry.identity in present)
         todo = [entry for entry in todo if entry.identity not in present]
         if not todo:
             endpoint.call("UNWATCH")
-        elif todo[0].ms >= last[0]:
-            batch = todo[:_BATCH]
-            if _append(endpoint, stream, batch, last):
-                added, todo = added + len(batch), todo[len(batch) :]
-            else:
-                failures += 1
-        elif _rebuild(endpoint, stream, todo):
-            added, todo = added + len(todo), []
+            break
+        late = todo[0].ms < last[0]
+        batch = todo if late else todo[:_BATCH]
+        if _rebuild(endpoint, stream, batch) if late else _append(endpoint, stream, batch, last):
+            added.update(entry.identity for entry in batch)
+            todo = todo[len(batch) :]
         else:
             failures += 1
-    return Merged(added, known, len(todo))
+    return Merged(frozenset(added), frozenset(known - added), frozenset(entry.identity for entry in todo))
 
 
 def _last_id(endpoint: Endpoint, stream: bytes) -> Id:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from onetape.migrate import tick_names
 from onetape.migrate.tick_names import Pick
 from onetape.migrate.tick_times import ABSENT, TimeReader
-from onetape.record import BUY, SELL, SYMBOL_BYTES_MAX, UNKNOWN
+from onetape.record import BUY, SELL, UNKNOWN
+from onetape.store.validate import symbol_problem
 
 _LAYOUTS_MAX = 1000
 _NOT_NEGATIVE = ("size", "bid_size", "ask_size", "volume", "open_interest")
@@ -94,6 +95,25 @@ class TickDecoder:
             for names, (places, rows) in groups.items()
         ]
         return _joined(parts, rejected)
+
+    def event_ns(self, flat: Sequence[Any], default_ns: int | None) -> int | None:
+        """Return the time of an entry that need not be a tick, or `default_ns` where its fields tell none."""
+        names: tuple[bytes | str, ...] = tuple(flat[::2])
+        values: Sequence[Any] = flat[1::2]
+        payload = self._layout(names).payload
+        if payload is not None:
+            try:
+                names, values = self._opened(names, values, payload)
+            except ValueError:
+                return default_ns
+        for place, _inside in self._layout(names).times:
+            try:
+                found = self._time.read(values[place])
+            except ValueError:
+                continue
+            if found is not None:
+                return found
+        return default_ns
 
     def _layout(self, names: tuple[bytes | str, ...]) -> _Layout:
         found = self._layouts.get(names)
@@ -333,10 +353,8 @@ def _resolved(of_key: str, own: Any) -> str:
     symbol = of_key if own is None or of_key.endswith(f":{own}") else str(own)
     if not symbol:
         raise ValueError("no symbol in the key or in the fields")
-    if len(symbol.encode()) > SYMBOL_BYTES_MAX:
-        raise ValueError(f"symbol {_shown(symbol)} is longer than {SYMBOL_BYTES_MAX} bytes")
-    if any(ord(c) < 32 or ord(c) == 127 for c in symbol):
-        raise ValueError(f"symbol {_shown(symbol)} holds a control character")
+    if (why := symbol_problem(symbol)) is not None:
+        raise ValueError(f"symbol {_shown(symbol)}: {why}")
     return symbol
 
 
