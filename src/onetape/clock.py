@@ -22,7 +22,7 @@ def to_ns(value: Time, name: str = "time") -> int:
     int: nanoseconds already. datetime: with a zone, exact; without one, UTC. date: its midnight, UTC. str: ISO
     8601 with up to nine decimals of a second; without an offset, UTC. Raises ConfigInvalid, naming `name`.
     """
-    if isinstance(value, bool):
+    if isinstance(value, bool | float):  # a float cannot hold nanoseconds; seconds would be taken for them
         raise ConfigInvalid(f"{name} = {value!r} is not a time", hint="give ns, an ISO 8601 text or a datetime")
     if isinstance(value, int):
         return value

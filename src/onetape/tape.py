@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ import msgspec
 import pyarrow as pa
 
 from onetape.clock import Time, now_ns, to_ns
-from onetape.errors import ConfigInvalid, InvalidRecord, TapeBusy, TapeClosed, TapeReadOnly
+from onetape.errors import ConfigInvalid, InvalidRecord, OnetapeError, TapeClosed, TapeReadOnly
 from onetape.live.follower import Follower
 from onetape.live.recent import Recent
 from onetape.live.subscription import Subscription, SubscriptionStats, WhenSlow
@@ -36,6 +38,9 @@ from onetape.writer import Writer
 OnInvalid = Literal["raise", "quarantine"]
 _PRUNE_EVERY_NS = 3_600_000_000_000
 _PRUNE_STEPS = 4
+#: How long the memory may lag behind another process's append.
+_GATHER_S = 0.002
+_log = logging.getLogger("onetape.tape")
 
 
 class SymbolInfo(msgspec.Struct, frozen=True):
@@ -89,13 +94,13 @@ _open_tapes: weakref.WeakSet[Tape] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for tape in list(_open_tapes):
-        tape._forked = True  # noqa: SLF001
+        tape._forked = True
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def open(  # noqa: A001  (onetape.open is the documented name)
+def open(  # (onetape.open is the documented name)
     path: str | os.PathLike[str] = "market_data.db",
     *,
     recent_per_symbol: int = 1000,
@@ -321,10 +326,14 @@ class Tape:
     def quarantined(self, limit: int = 100) -> list[Quarantined]:
         """Return the newest refused records, newest first."""
         with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT at_ns, batch, position, field, why, record FROM quarantine ORDER BY id DESC LIMIT ?", (limit,)
+            rows: list[Any] = connection.execute(
+                "SELECT at_ns, batch, position, field, why, record FROM quarantine ORDER BY id DESC LIMIT ?",
+                (limit,),
             ).fetchall()
-        return [Quarantined(*row[:5], msgspec.json.decode(row[5])) for row in rows]
+        return [
+            Quarantined(at_ns, batch, index, field, why, msgspec.json.decode(record))
+            for at_ns, batch, index, field, why, record in rows
+        ]
 
     def _seal(self) -> None:
         """Seal the journal's tail. The caller holds the write lock; the records are durable whatever happens here."""
@@ -466,7 +475,10 @@ class Tape:
                 recent = Recent(connection, Names(Catalog(), connection), self._recent_per_symbol)
                 waker = Waker(layout.wal_path(self.path))
                 self._keeper = threading.Thread(
-                    target=_keep_recent, args=(weakref.ref(self), recent, waker), name="onetape-recent", daemon=True
+                    target=_keep_recent,
+                    args=(weakref.ref(self), recent, waker),
+                    name="onetape-recent",
+                    daemon=True,
                 )
                 self._rings = recent.rings
                 self._recent = recent
@@ -559,7 +571,8 @@ class Tape:
         with self._reading() as connection, query.snapshot(connection):
             counts = query.symbol_counts(connection).values()
             head = query.head(connection)
-            sealed, pruned_seq = connection.execute("SELECT seal, pruned_seq FROM state").fetchone()
+            sealed = seal.seal_position(connection)
+            pruned_seq = connection.execute("SELECT pruned_seq FROM state").get
             kept = connection.execute("SELECT count(*) FROM bar WHERE source_id = 0").get
             chunk_count = connection.execute("SELECT count(*) FROM chunk").get
             bad = connection.execute("SELECT count(*) FROM quarantine").get
@@ -704,7 +717,11 @@ class Tape:
         return await asyncio.to_thread(self.append_table, data, **identity)
 
     async def aread(
-        self, symbol: str, start: Time | None = None, end: Time | None = None, columns: Sequence[str] | None = None
+        self,
+        symbol: str,
+        start: Time | None = None,
+        end: Time | None = None,
+        columns: Sequence[str] | None = None,
     ) -> pa.Table:
         """As read(), off the event loop."""
         return await asyncio.to_thread(self.read, symbol, start, end, columns)
@@ -719,7 +736,10 @@ class Tape:
 
     def _connect(self, mode: Literal["rw", "r"] | None = None) -> apsw.Connection:
         return sqlite.connect(
-            self.path, mode=mode or self.mode, durability=self.durability, busy_timeout_ms=self._busy_timeout_ms
+            self.path,
+            mode=mode or self.mode,
+            durability=self.durability,
+            busy_timeout_ms=self._busy_timeout_ms,
         )
 
     @contextmanager
@@ -763,7 +783,8 @@ class Tape:
     def _check_open(self) -> None:
         if self._forked:
             raise TapeClosed(
-                f"{self.path} was opened before this process was forked", hint="open the tape in the new process"
+                f"{self.path} was opened before this process was forked",
+                hint="open the tape in the new process",
             )
         if self._closed:
             raise TapeClosed(f"{self.path} is closed", hint="open it again")
@@ -810,13 +831,14 @@ def _keep_recent(tape: weakref.ref[Tape], recent: Recent, waker: Waker) -> None:
     while True:
         hinted = waker.wait(waker.interval_s)
         owner = tape()
-        if owner is None or owner._closed or owner._forked:  # noqa: SLF001
+        if owner is None or owner._closed or owner._forked:
             return
         del owner
+        if hinted:
+            # Every append of our own wakes us too: gather them, or we would compete with the appender for nothing.
+            time.sleep(_GATHER_S)
         try:
             recent.catch_up()
-            if hinted:  # the commit may still have been on its way
-                waker.wait(0.001)
-                recent.catch_up()
-        except (apsw.Error, TapeBusy):
-            continue  # the next look tries again; a read that needs the file says what is wrong
+        except (apsw.Error, OnetapeError) as error:
+            # The next look tries again, and a caller that needs the file is told what is wrong with it.
+            _log.warning("memory of %s is behind: %s", recent, error)

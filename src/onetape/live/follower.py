@@ -14,6 +14,7 @@ from onetape.errors import TapeClosed
 from onetape.live.waker import Waker
 from onetape.record import Bar, Tick
 from onetape.store import query, replay
+from onetape.store.block import Array
 from onetape.store.catalog import Catalog
 from onetape.store.query import Names
 
@@ -45,7 +46,7 @@ class Follower:
         self._waker = waker
         self._names = Names(Catalog(), connection)
         self._symbols = None if symbols is None else frozenset([symbols] if isinstance(symbols, str) else symbols)
-        self._wanted: np.ndarray | None = None  # type: ignore[type-arg]
+        self._wanted: Array | None = None
         self._known_symbols = -1
         self._start_ns = start_ns
         self._idle_s = idle_s
@@ -100,7 +101,7 @@ class Follower:
                 return found
         return []
 
-    def _matching(self) -> np.ndarray | None:  # type: ignore[type-arg]
+    def _matching(self) -> Array | None:
         if self._symbols is None:
             return None
         ids = self._names.catalog.symbol_ids

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onetape.errors import ChunkCorrupt
-from onetape.record import Tick, interval_ns
+from onetape.record import Tick
 from onetape.store.layout import KIND_BAR, KIND_TICK
 
 Array = npt.NDArray[Any]
@@ -181,10 +181,7 @@ def concatenate(kind: int, parts: Sequence[Columns]) -> Columns:
     counts = [len(part["ts_event_ns"]) for part in parts]
     return {
         name: np.concatenate(
-            [
-                part[name] if name in part else full(kind, name, count)
-                for part, count in zip(parts, counts, strict=True)
-            ]
+            [part[name] if name in part else full(kind, name, count) for part, count in zip(parts, counts, strict=True)]
         )
         for name, _ in _SCHEMAS[kind]
         if name in names
@@ -306,9 +303,3 @@ def encode_tick(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
 _SESSION_FLOATS = tuple(
     (name, bit) for name, bit in _TICK_FLOATS if name in ("open", "high", "low", "volume", "vwap", "open_interest")
 )
-
-
-def intervals_ns(intervals: Iterable[str]) -> list[int]:
-    """Return the lengths of bar intervals, each text parsed once."""
-    known: dict[str, int] = {}
-    return [known.get(text) or known.setdefault(text, interval_ns(text)) for text in intervals]

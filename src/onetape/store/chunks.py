@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import apsw
@@ -20,7 +21,7 @@ def write(connection: apsw.Connection, kind: int, columns: Columns, seal: int, s
     edge = np.flatnonzero((symbols[1:] != symbols[:-1]) | (days[1:] != days[:-1])) + 1
     bounds = [0, *edge.tolist(), len(symbols)]
     rows = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         part = {name: column[start:end] for name, column in ordered.items()}
         ts = part["ts_event_ns"]
         rows.append(
@@ -44,9 +45,7 @@ def write(connection: apsw.Connection, kind: int, columns: Columns, seal: int, s
     )
 
 
-def read(
-    connection: apsw.Connection, kind: int, symbol_id: int, start_ns: int, end_ns: int
-) -> Columns | None:
+def read(connection: apsw.Connection, kind: int, symbol_id: int, start_ns: int, end_ns: int) -> Columns | None:
     """Return one symbol's sealed records with start_ns <= ts_event_ns < end_ns in canonical order, or None.
 
     A chunk spans at most one UTC day, so its newest time is less than a day past `end_ns` if it reaches into
@@ -73,7 +72,8 @@ def newest(connection: apsw.Connection, kind: int, symbol_id: int, count: int) -
     parts: list[Columns] = []
     have, oldest = 0, -1
     for chunk_id, ts_max, payload in connection.execute(
-        "SELECT id, ts_max, payload FROM chunk WHERE kind = ? AND symbol_id = ? ORDER BY ts_max DESC", (kind, symbol_id)
+        "SELECT id, ts_max, payload FROM chunk WHERE kind = ? AND symbol_id = ? ORDER BY ts_max DESC",
+        (kind, symbol_id),
     ):
         if have >= count and ts_max < oldest:
             break

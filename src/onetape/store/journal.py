@@ -23,9 +23,7 @@ from onetape.store.table import Batch, keep
 from onetape.store.validate import Problem
 
 #: One statement, its own transaction: the position after the last row, and the row. The last row is always there.
-APPEND_ONE = (
-    "INSERT INTO journal VALUES ((SELECT max(seq_last) FROM journal) + 1, 1, 0, ?) RETURNING seq_last"
-)
+APPEND_ONE = "INSERT INTO journal VALUES ((SELECT max(seq_last) FROM journal) + 1, 1, 0, ?) RETURNING seq_last"
 ID_BYTES_MAX = 64
 
 
@@ -83,7 +81,8 @@ def append(
         last = _store(connection, catalog, batches, head)
         if identity.batch is not None:
             connection.execute(
-                "INSERT INTO batch VALUES (?, ?, ?)", (_BATCH_PREFIX + identity.batch.encode(), head + 1, last)
+                "INSERT INTO batch VALUES (?, ?, ?)",
+                (_BATCH_PREFIX + identity.batch.encode(), head + 1, last),
             )
         if refused:
             _quarantine(connection, refused, identity.batch)
@@ -165,9 +164,7 @@ def _drop_known(connection: apsw.Connection, batches: list[Batch], ids: Sequence
 
 def has_ids(connection: apsw.Connection, ids: Sequence[bytes]) -> list[bool]:
     """Return, for each id of a record, whether the tape has it."""
-    return [
-        connection.execute("SELECT 1 FROM batch WHERE id = ?", (_ID_PREFIX + key,)).get is not None for key in ids
-    ]
+    return [connection.execute("SELECT 1 FROM batch WHERE id = ?", (_ID_PREFIX + key,)).get is not None for key in ids]
 
 
 def _move(connection: apsw.Connection, cursor: tuple[str, str | None, str]) -> None:
@@ -187,9 +184,7 @@ def position(connection: apsw.Connection, name: str) -> str | None:
     return None if found is None else str(found)
 
 
-def _quarantine(
-    connection: apsw.Connection, refused: list[tuple[Problem, dict[str, Any]]], batch: str | None
-) -> None:
+def _quarantine(connection: apsw.Connection, refused: list[tuple[Problem, dict[str, Any]]], batch: str | None) -> None:
     at_ns = now_ns()
     connection.executemany(
         "INSERT INTO quarantine(at_ns, batch, position, field, why, record) VALUES (?,?,?,?,?,?)",
@@ -205,7 +200,10 @@ def refuse(batch: Batch, found: list[Problem], offset: int) -> tuple[Batch, list
     bad = np.zeros(len(batch), dtype=bool)
     bad[[problem.index for problem in found]] = True
     shown = [
-        (Problem(problem.index + offset, problem.field, problem.value, problem.why), batch.record(problem.index))
+        (
+            Problem(problem.index + offset, problem.field, problem.value, problem.why),
+            batch.record(problem.index),
+        )
         for problem in found
     ]
     return batch.take(~bad), shown

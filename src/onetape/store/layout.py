@@ -1,11 +1,11 @@
 """The layout of a tape's file: where files lie, which tables they hold, and the versions of both.
 
-    journal   one row a commit: the newest records, packed, in arrival order; key: the last position in the row
-    chunk     one row a symbol, day and seal: records in columns, in canonical order; `encoding` says how packed
-    bar       one row a symbol, interval, source and start; the tape's own bars have source 0
-    symbol    names, and what the seals have counted; source: names of who sent records
-    batch     identities of what was appended; cursor: positions of imports; quarantine: refused records
-    state     one row: the seal (all positions up to it are in chunks), and what retention has removed
+journal   one row a commit: the newest records, packed, in arrival order; key: the last position in the row
+chunk     one row a symbol, day and seal: records in columns, in canonical order; `encoding` says how packed
+bar       one row a symbol, interval, source and start; the tape's own bars have source 0
+symbol    names, and what the seals have counted; source: names of who sent records
+batch     identities of what was appended; cursor: positions of imports; quarantine: refused records
+state     one row: the seal (all positions up to it are in chunks), and what retention has removed
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import apsw
 
 from onetape.store.layout import DAY_NS, KIND_TICK
@@ -18,7 +20,7 @@ def prune_step(connection: apsw.Connection, before_ns: int) -> int:
     once it has been on the tape for as long, so that history imported today is not gone today. The caller holds a
     write transaction.
     """
-    rows = connection.execute(
+    rows: list[Any] = connection.execute(
         "SELECT c.id, c.symbol_id, c.count, c.ts_max, c.seq_max FROM symbol s CROSS JOIN chunk c"
         " ON c.kind = ? AND c.symbol_id = s.id AND c.ts_max < ? WHERE c.sealed_ns < ? LIMIT ?",
         (KIND_TICK, before_ns, before_ns, _CHUNKS_A_STEP),
@@ -37,7 +39,7 @@ def prune_step(connection: apsw.Connection, before_ns: int) -> int:
             " ts_max = (SELECT max(ts_max) FROM chunk WHERE symbol_id = ?1) WHERE id = ?1",
             (symbol_id,),
         )
-    return sum(row[2] for row in rows)
+    return int(sum(row[2] for row in rows))
 
 
 def give_back(connection: apsw.Connection) -> int:

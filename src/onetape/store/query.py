@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import apsw
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -34,7 +35,7 @@ def snapshot(connection: apsw.Connection) -> Iterator[None]:
 def tail(connection: apsw.Connection, after: int | None = None) -> dict[int, Columns]:
     """Return the records behind the seal (or after a position), by kind, in order of position, with seq."""
     start = seal.seal_position(connection) if after is None else after
-    rows = connection.execute(
+    rows: list[Any] = connection.execute(
         "SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last", (start,)
     ).fetchall()
     return decode_many(rows, "journal") if rows else {}
@@ -124,9 +125,24 @@ def to_given_bars(columns: Columns, symbols: Sequence[str], names: Names) -> lis
     out = []
     for row, symbol, seq in zip(seal.given_rows(columns), symbols, columns["seq"].tolist(), strict=True):
         values: Any = row
-        _, interval, source, ts, open_, high, low, close, volume, _, vwap, trades, sold, bought, complete, revision = (
-            values[:16]
-        )
+        (
+            _,
+            interval,
+            source,
+            ts,
+            open_,
+            high,
+            low,
+            close,
+            volume,
+            _,
+            vwap,
+            trades,
+            sold,
+            bought,
+            complete,
+            revision,
+        ) = values[:16]
         source_name = names.catalog.source(names.connection, source)
         out.append(
             Bar(
@@ -184,12 +200,16 @@ def _arrow_column(name: str, have: Columns, symbol: str, count: int, names: Name
             return pa.nulls(count, kind)
         distinct, codes = np.unique(ids, return_inverse=True)
         texts = names.sources(distinct.tolist())
-        return pa.array([texts[code] for code in codes.tolist()], pa.string()).dictionary_encode() if None in texts else (
-            pa.DictionaryArray.from_arrays(pa.array(codes.astype("<i4")), pa.array(texts, pa.string()))
+        return (
+            pa.array([texts[code] for code in codes.tolist()], pa.string()).dictionary_encode()
+            if None in texts
+            else (pa.DictionaryArray.from_arrays(pa.array(codes.astype("<i4")), pa.array(texts, pa.string())))
         )
     if name not in have:
-        return pa.array(np.zeros(count, dtype=DTYPES[KIND_TICK][name])) if name in ("side", "flags") else pa.nulls(
-            count, kind
+        return (
+            pa.array(np.zeros(count, dtype=DTYPES[KIND_TICK][name]))
+            if name in ("side", "flags")
+            else pa.nulls(count, kind)
         )
     column = have[name]
     if column.dtype.kind == "f":
@@ -329,24 +349,16 @@ def given_bars(
 ) -> list[Bar]:
     """Return bars that were appended as bars, by start and then source, each with its latest content."""
     kept: dict[tuple[int, int], Bar] = {}
-    for row in connection.execute(
+    rows: Any = connection.execute(
         "SELECT source_id, ts_start_ns, open, high, low, close, volume, vwap, trades, bid_volume, ask_volume,"
         " complete, revision, last_seq FROM bar WHERE symbol_id = ? AND interval_ns = ? AND source_id > 0"
         " AND ts_start_ns >= ? AND ts_start_ns < ?",
         (symbol_id, interval, start_ns, end_ns),
-    ):
-        source_id, ts, *prices = row
-        values: Any = prices
-        kept[ts, source_id] = Bar(
-            symbol,
-            interval_text(interval),
-            ts,
-            *values[:9],
-            bool(values[9]),
-            values[10],
-            names.catalog.source(connection, source_id),
-            values[11],
-        )
+    )
+    for source_id, ts, open_, high, low, close, volume, vwap, trades, sold, bought, complete, revision, seq in rows:
+        given_by = names.catalog.source(connection, source_id)
+        content = (open_, high, low, close, volume, vwap, trades, sold, bought, bool(complete), revision)
+        kept[ts, source_id] = Bar(symbol, interval_text(interval), ts, *content, given_by, seq)
     fresh = tail(connection).get(KIND_BAR)
     if fresh is not None:
         ts_all = fresh["ts_event_ns"]
@@ -361,21 +373,31 @@ def given_bars(
     return [bar for bar in found if source is None or bar.source == source]
 
 
-_CONTENT = ("open", "high", "low", "close", "volume", "vwap", "trades", "bid_volume", "ask_volume", "complete")
+_CONTENT = (
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "vwap",
+    "trades",
+    "bid_volume",
+    "ask_volume",
+    "complete",
+)
 
 
 def _revised(old: Bar, new: Bar) -> Bar:
     if all(getattr(old, name) == getattr(new, name) for name in _CONTENT):
         return old
-    import msgspec  # noqa: PLC0415
-
     return msgspec.structs.replace(new, revision=max(old.revision + 1, new.revision))
 
 
 def bars_to_arrow(found: Sequence[Bar]) -> pa.Table:
     """Return bars as an Arrow table of BAR_SCHEMA."""
     return pa.table(
-        [pa.array([getattr(bar, field.name) for bar in found], field.type) for field in BAR_SCHEMA], schema=BAR_SCHEMA
+        [pa.array([getattr(bar, field.name) for bar in found], field.type) for field in BAR_SCHEMA],
+        schema=BAR_SCHEMA,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 import numpy as np
@@ -30,7 +30,7 @@ def step(connection: apsw.Connection, position: int) -> Step | None:
 
     Raises TapeError if retention has removed records after `position`, unless that is 0: everything there is.
     """
-    rows = connection.execute(
+    rows: list[Any] = connection.execute(
         f"SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last LIMIT {_ROWS_MAX}",
         (position,),
     ).fetchall()

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from onetape.clock import to_ns
 from onetape.errors import ConfigInvalid, InvalidRecord
-from onetape.record import Bar, Tick
-from onetape.store.block import ABSENT, DTYPES, Array, Columns, intervals_ns
+from onetape.record import Bar, Tick, interval_ns
+from onetape.store.block import ABSENT, DTYPES, Array, Columns, full
 from onetape.store.layout import KIND_BAR, KIND_TICK
 from onetape.store.validate import Problem, problems, symbol_problem
 
@@ -48,9 +48,7 @@ class Batch:
         """Return what is wrong, one problem a record, in order."""
         refused = {text: why for text in self.symbols if (why := symbol_problem(text)) is not None}
         which = self.columns["symbol"]
-        return problems(
-            self.kind, self.columns, refused, lambda i: self.symbols[int(which[i])], self.nan_is_absent
-        )
+        return problems(self.kind, self.columns, refused, lambda i: self.symbols[int(which[i])], self.nan_is_absent)
 
     def take(self, mask: Array) -> Batch:
         """Return the records a mask names."""
@@ -73,7 +71,7 @@ class Batch:
 def from_records(records: Sequence[Tick] | Sequence[Bar], kind: int, offset: int) -> Batch:
     """Return a batch of records of one kind. Raises InvalidRecord (index counted from `offset`)."""
     fields = _TICK_FIELDS if kind == KIND_TICK else _BAR_FIELDS
-    values = dict(zip(fields, zip(*map(msgspec.structs.astuple, records), strict=True), strict=True))
+    values: dict[str, Any] = dict(zip(fields, zip(*map(msgspec.structs.astuple, records), strict=True), strict=True))
     if kind == KIND_BAR:
         values["ts_event_ns"] = values.pop("ts_start_ns")
         # The tape's own bars are those without a source; what somebody gives is never mistaken for them.
@@ -92,7 +90,8 @@ def from_table(table: Any) -> Batch:
     unknown = sorted(set(columns) - set(_TICK_FIELDS) - _POSITIONS)
     if unknown:
         raise ConfigInvalid(
-            f"no tick has a column {', '.join(map(repr, unknown))}", hint=f"columns are {', '.join(_TICK_FIELDS)}"
+            f"no tick has a column {', '.join(map(repr, unknown))}",
+            hint=f"columns are {', '.join(_TICK_FIELDS)}",
         )
     for needed in ("symbol", "ts_event_ns"):
         if needed not in columns:
@@ -119,10 +118,10 @@ class _Repeated(Sequence[Any]):
     """One value `count` times, without the memory."""
 
     def __init__(self, value: Any, count: int) -> None:
-        self.value, self.count = value, count
+        self.value, self.length = value, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: Any) -> Any:
         return self.value
@@ -137,7 +136,10 @@ def _named_columns(table: Any) -> dict[str, Any]:
         if hasattr(table, "__arrow_c_stream__") and not hasattr(table, "iloc"):  # Polars and every Arrow producer
             table = pa.table(table)
         elif hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas: NaN is how it says "not there"
-            return {str(name): table[name].to_numpy() for name in table.columns}
+            try:
+                table = pa.Table.from_pandas(table, preserve_index=False)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise ConfigInvalid(f"cannot read the pandas frame: {error}") from error
         else:
             raise ConfigInvalid(
                 f"cannot append a {type(table).__name__}",
@@ -164,14 +166,22 @@ def _batch(kind: int, values: Mapping[str, Any], offset: int) -> Batch:
             filled = _numbers(kind, name, raw, offset)
             if filled is not None:
                 columns[name], nan_is_absent[name] = filled
+    if kind == KIND_BAR:
+        for name in ("open", "high", "low", "close"):  # a bar has all four: what is absent is invalid
+            columns.setdefault(name, full(kind, name, len(columns["symbol"])))
+            nan_is_absent[name] = None
     return Batch(kind, columns, symbols, sources, nan_is_absent)
 
 
-def _intervals(raw: Any, offset: int) -> Array:
-    try:
-        return np.array(intervals_ns(raw), dtype="<i8")
-    except (ValueError, AttributeError) as error:
-        raise InvalidRecord(offset, "interval", raw[0] if len(raw) else None, str(error)) from error
+def _intervals(raw: Sequence[Any], offset: int) -> Array:
+    known: dict[Any, int] = {}
+    for index, text in enumerate(raw):
+        if text not in known:
+            try:
+                known[text] = interval_ns(text)
+            except (ValueError, AttributeError) as error:
+                raise InvalidRecord(offset + index, "interval", text, "an interval is such as '1min'") from error
+    return np.array([known[text] for text in raw], dtype="<i8")
 
 
 def _texts(raw: Any, first: int, name: str) -> tuple[list[str], Array]:
@@ -275,14 +285,12 @@ def _from_arrow(name: str, raw: Any, dtype: np.dtype[Any], offset: int) -> tuple
     return column, None
 
 
-def _from_list(
-    name: str, raw: Sequence[Any], dtype: np.dtype[Any], offset: int
-) -> tuple[Array, Array | None] | None:
+def _from_list(name: str, raw: Sequence[Any], dtype: np.dtype[Any], offset: int) -> tuple[Array, Array | None] | None:
     absent = raw.count(None)
     if absent == len(raw) and raw and name != "ts_event_ns":
         return None
     if name in ("ts_event_ns", "ts_recv_ns") and raw and not isinstance(raw[-1], int | None):
-        raw = [None if value is None else to_ns(value, name) for value in raw]
+        raw = [None if value is None else _time(value, name, offset + index) for index, value in enumerate(raw)]
     if any(issubclass(kind, str | bytes) for kind in set(map(type, raw))):
         raise _first_refused(name, raw, dtype, offset)
     try:
@@ -298,6 +306,13 @@ def _from_list(
     except (TypeError, ValueError, OverflowError) as error:
         raise _first_refused(name, raw, dtype, offset) from error
     return _from_numpy(name, integers if raw else integers.astype("<i8"), dtype, offset)
+
+
+def _time(value: Any, name: str, index: int) -> int:
+    try:
+        return to_ns(value, name)
+    except ConfigInvalid as error:
+        raise InvalidRecord(index, name, value, "a time is ns, ISO 8601 text or a datetime") from error
 
 
 def _is_none(raw: Sequence[Any]) -> Array:

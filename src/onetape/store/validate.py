@@ -128,4 +128,8 @@ def _bar_problems(columns: Mapping[str, Array], mark: Any) -> None:
         mark(columns[name] > high, name, "no price of a bar is above its high")
     for name in ("open", "close"):
         mark(columns[name] < low, name, "no price of a bar is below its low")
-    mark(columns["ts_event_ns"] % columns["interval_ns"] != 0, "ts_event_ns", "a bar starts on its interval (UTC)")
+    mark(
+        columns["ts_event_ns"] % columns["interval_ns"] != 0,
+        "ts_event_ns",
+        "a bar starts on its interval (UTC)",
+    )
