@@ -1,0 +1,198 @@
+"""Checking: what is true now of source keys and their places, on Redis and on the tape. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from onetape.migrate import compare, content
+from onetape.migrate.compare import Comparer
+from onetape.migrate.endpoint import Endpoint, ReplyError
+from onetape.migrate.hash_ticks import HashTickReader
+from onetape.migrate.merge import IDENTITY_FIELD, missing, parse_id
+from onetape.migrate.plan import Plan
+from onetape.migrate.stream_state import stream_state
+from onetape.migrate.ticks import Lander, cursor_name
+from onetape.migrate.verdict import Finding, Found
+from onetape.tape import Tape
+
+_PAGE = 1000
+
+
+class Checker:
+    """Checks batches of keys of one source database; sets `finding` and `told` of each."""
+
+    def __init__(self, endpoint: Endpoint, plan: Plan, tape: Tape | None, in_server: bool = True) -> None:
+        self._endpoint = endpoint
+        self._target_db = plan.target_db
+        self._tape = tape
+        self._comparer = Comparer(endpoint, in_server)
+        self._hashes = HashTickReader(endpoint, plan.timezone)
+        self._lander = Lander(endpoint, plan.target_db, tape, plan.timezone, dry_run=True)
+        merging = [rule.target for rule in plan.rules if rule.kind == "hash_ticks"]
+        self._merged = {target.partition("{")[0].encode() for target in merging}
+
+    @property
+    def in_server(self) -> bool:
+        """Return whether equality is decided by a script in the server."""
+        return self._comparer.in_server
+
+    def check(self, source_db: int, batch: Sequence[Found]) -> None:
+        """Find out about every key of a batch. Raises EndpointError."""
+        hashes = [found for found in batch if found.rule.kind == "hash_ticks" and not found.rule.skip]
+        pairs = [found for found in batch if found.rule.kind != "hash_ticks" or found.rule.skip]
+        self._check_pairs(source_db, [found for found in pairs if not self._needs_none(source_db, found)])
+        for rule in {found.rule: None for found in hashes}:
+            self._check_hashes(source_db, [found for found in hashes if found.rule == rule])
+
+    def _needs_none(self, source_db: int, found: Found) -> bool:
+        if found.rule.skip:
+            found.finding, found.told = Finding.SKIPPED, "the plan skips this rule"
+            return True
+        if source_db == self._target_db and found.key == found.target:
+            found.finding = Finding.EQUAL  # it stays where it is
+            return found.rule.kind == "copy" or self._tape is None
+        return False
+
+    def _check_pairs(self, source_db: int, batch: Sequence[Found]) -> None:
+        if not batch:
+            return
+        codes = self._comparer.codes(source_db, self._target_db, [(f.key, f.target) for f in batch])
+        if codes.count(compare.EQUAL) == len(batch):
+            for found in batch:
+                found.finding, found.told = Finding.EQUAL, ""
+        else:
+            for i, found in enumerate(batch):
+                self._take(source_db, found, codes[i : i + 1])
+        if self._tape is not None:
+            kept = (Finding.EQUAL, Finding.DIFFERS)
+            self._check_streams(source_db, [f for f in batch if f.rule.kind == "ticks" and f.finding in kept])
+            for found in batch:
+                if found.rule.kind == "ohlc" and found.finding == Finding.EQUAL:
+                    self._check_bars(source_db, found)
+
+    def _take(self, source_db: int, found: Found, code: bytes) -> None:
+        found.told = ""
+        if code == compare.EQUAL:
+            found.finding = Finding.EQUAL
+        elif code == compare.NO_SOURCE:
+            found.finding = Finding.GONE
+        elif code == compare.NO_TARGET:
+            found.finding, found.told = Finding.MISSING, "missing in the target"
+        else:
+            self._look_closely(source_db, found)
+
+    def _look_closely(self, source_db: int, found: Found) -> None:
+        places = [(source_db, found.key), (self._target_db, found.target)]
+        pair = content.read_together(self._endpoint, places)
+        if pair is None:
+            found.finding, found.told = Finding.CHANGING, "kept changing while it was read"
+            return
+        source, target = pair
+        if source is None:
+            found.finding = Finding.GONE
+        elif target is None:
+            found.finding, found.told = Finding.MISSING, "missing in the target"
+        elif source == target or self._is_base(source_db, found, source, target):
+            found.finding = Finding.EQUAL
+        else:
+            found.finding, found.told = Finding.DIFFERS, content.differences(source, target)
+
+    def detail(self, found: Found) -> None:
+        """Add to `told` where a pair first differs."""
+        source, target = (found.source_db, found.key), (self._target_db, found.target)
+        where = content.first_difference(self._endpoint, source, target)
+        if where:
+            found.told += f"; {where}"
+
+    def _is_base(self, source_db: int, found: Found, source: content.Content, target: content.Content) -> bool:
+        """Return whether the target is the source's stream and differs only by hash ticks merged into it."""
+        if (source.type, target.type) != ("stream", "stream") or source.expires_ms != target.expires_ms:
+            return False
+        if not any(found.target.startswith(prefix) for prefix in self._merged):
+            return False
+        return _stream_is_base(self._endpoint, (source_db, found.key), (self._target_db, found.target))
+
+    def _check_streams(self, source_db: int, batch: Sequence[Found]) -> None:
+        """The cursor of a stream must be at its last entry, or, if it was written since, at its copy's."""
+        if not batch or self._tape is None:
+            return
+        self._endpoint.select(source_db)
+        here = self._endpoint.pipeline([("XREVRANGE", f.key, "+", "-", "COUNT", 1) for f in batch])
+        self._endpoint.select(self._target_db)
+        there = self._endpoint.pipeline([("XREVRANGE", f.target, "+", "-", "COUNT", 1) for f in batch])
+        for found, ours, copied in zip(batch, here, there, strict=True):
+            if isinstance(ours, ReplyError) or not ours:
+                continue
+            at = self._tape.cursor(cursor_name(found.key))
+            landed = parse_id(at.encode()) if at else (0, 0)
+            ends = [parse_id(end[0][0]) for end in (ours, copied) if isinstance(end, list) and end]
+            if landed < min(ends):
+                found.finding = Finding.NOT_ON_TAPE
+                found.told = f"landed up to {at or 'nothing'} of {ours[0][0].decode()}"
+
+    def _check_bars(self, source_db: int, found: Found) -> None:
+        result = self._lander.ohlc(found.key, source_db, found.rule)
+        if result.ticks:
+            found.finding, found.told = Finding.NOT_ON_TAPE, f"{result.ticks:,} bars are not on the tape"
+        elif result.error is not None:
+            found.finding, found.told = Finding.NOT_A_TICK, result.error
+
+    def _check_hashes(self, source_db: int, batch: Sequence[Found]) -> None:
+        ticks, decoded = self._hashes.read([found.key for found in batch], source_db, batch[0].rule)
+        merged = [i for i, tick in enumerate(ticks) if not tick.gone and tick.why is None]
+        absent: set[bytes] = set()
+        self._endpoint.select(self._target_db)
+        for stream in {ticks[i].stream: None for i in merged}:
+            entries = [ticks[i].entry() for i in merged if ticks[i].stream == stream]
+            absent.update(entry.identity for entry in missing(self._endpoint, stream, entries))
+        off_tape: set[bytes] = set()
+        if self._tape is not None and decoded.rows:
+            ids = [ticks[row].identity for row in decoded.rows]
+            known = self._tape.has_ids(ids)
+            off_tape = {identity for identity, there in zip(ids, known, strict=True) if not there}
+        for found, tick in zip(batch, ticks, strict=True):
+            found.target = tick.stream or found.target
+            found.finding, found.told = Finding.MERGED, ""
+            if tick.gone:
+                found.finding = Finding.GONE
+            elif tick.why is not None:
+                found.finding, found.told = Finding.FAILED, tick.why
+            elif tick.identity in absent:
+                found.finding, found.told = Finding.MISSING, "not in the stream it is merged into"
+            elif tick.identity in off_tape:
+                found.finding, found.told = Finding.NOT_ON_TAPE, "in the stream, but not on the tape"
+            elif tick.rejected is not None and self._tape is not None:
+                found.finding, found.told = Finding.NOT_A_TICK, tick.rejected
+
+
+def _stream_is_base(endpoint: Endpoint, source: tuple[int, bytes], target: tuple[int, bytes]) -> bool:
+    places, states = (source, target), []
+    for db, key in places:
+        endpoint.select(db)
+        state = stream_state(endpoint, key)
+        if state is None:
+            return False
+        states.append([(g.name, g.last_delivered, g.consumers, g.pending) for g in state.groups])
+    if states[0] != states[1]:
+        return False
+    sides = [_own_entries(endpoint, db, key) for db, key in places]
+    while True:
+        one, other = next(sides[0], None), next(sides[1], None)
+        if one != other:
+            return False
+        if one is None:
+            return True
+
+
+def _own_entries(endpoint: Endpoint, db: int, key: bytes) -> Iterator[list[object]]:
+    """Yield a stream's entries without those that were merged into it."""
+    start = b"-"
+    while True:
+        endpoint.select(db)
+        page = endpoint.call("XRANGE", key, start, "+", "COUNT", _PAGE)
+        if not page:
+            return
+        for entry in page:
+            if entry[1][-2] != IDENTITY_FIELD:
+                yield entry
+        start = b"(" + page[-1][0]

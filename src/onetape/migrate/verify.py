@@ -1,0 +1,275 @@
+"""Verify: a second, independent reading of every key, in both directions, and what it proves.
+
+Source to target: every key that a rule matches must be in the target with equal content, type and absolute
+expiry, and its ticks and bars on the tape. Target to source: every target key that a rule could have written
+must have its source, or a reason in the ledger. What differs is looked at again, in rounds with a pause, so that
+live writers settle; what still differs is explained by the ledger, or not proven.
+
+Nothing is written: the endpoint may be one that cannot. Memory does not grow with the number of keys, only with
+that of differences, of which at most 100,000 are followed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+from onetape.migrate.dump import digest
+from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.ledger import Entry, Ledger, Outcome
+from onetape.migrate.origin import Origins
+from onetape.migrate.pairs import Checker
+from onetape.migrate.plan import Plan, Rule
+from onetape.migrate.verdict import FINE, LISTED, Finding, Found, Verification, verdict_of
+from onetape.tape import Tape
+
+#: Told as the verify goes on: keys looked at so far, and about how many there are.
+Progress = Callable[[int, int], None]
+
+_SCAN = 1000
+_OPEN_MAX = 100_000
+_OURS = b"onetape:"  # temporary keys of a copy or a merge that was killed
+
+
+def verify(
+    endpoint: Endpoint,
+    plan: Plan,
+    ledger: Ledger | None = None,
+    *,
+    tape: Tape | None = None,
+    rounds: int = 3,
+    pause_s: float = 1.0,
+    sample: int | None = None,
+    on_progress: Progress | None = None,
+    in_server: bool = True,
+    listed_max: int = 100,
+) -> Verification:
+    """Compare every key that `plan` moves with its place, and return what that proves.
+
+    `tape`: also check that ticks and bars are on it. `rounds`: how often at most a difference is looked at,
+    `pause_s` apart. `sample`: only that many keys of each source database, and only from source to target.
+    `in_server`: let the server decide equality by a script where it can. `listed_max`: differences and skips
+    put in words. Raises EndpointError, LedgerUnusable.
+    """
+    started = time.monotonic()
+    run = _Run(endpoint, plan, Checker(endpoint, plan, tape, in_server), on_progress)
+    for db in plan.source_dbs():
+        run.sweep(db, sample)
+    if sample is None:
+        run.sweep_target()
+    made = 1
+    while made < rounds and run.unsettled():
+        time.sleep(pause_s)
+        run.look_again()
+        made += 1
+    if ledger is not None:
+        run.explain(ledger)
+    return run.result(made, time.monotonic() - started, listed_max, sample is not None)
+
+
+class _Run:
+    def __init__(self, endpoint: Endpoint, plan: Plan, checker: Checker, on_progress: Progress | None) -> None:
+        self._endpoint = endpoint
+        self._plan = plan
+        self._checker = checker
+        self._on_progress = on_progress
+        self._counts: dict[str, Counter[Finding]] = {step: Counter() for step in plan.steps}
+        self.open: dict[tuple[int, bytes], Found] = {}
+        self._listed: list[Found] = []
+        self._unlisted = self._checked = self._unmatched = self._target_keys = self._done = 0
+        self._total = self._count_keys()
+
+    def sweep(self, db: int, sample: int | None) -> None:
+        """Look at every key of a source database once."""
+        matcher, checked = self._plan.matcher(db), 0
+        for keys in self._scan(db, self._plan.scan_glob(db)):
+            batch, typed = [], []
+            for key in keys:
+                match = matcher.match(key)
+                if match is None:
+                    self._unmatched += 1
+                elif match[1].types:
+                    typed.append(key)
+                else:
+                    batch.append(Found(db, key, match[2], match[1]))
+            if typed:
+                self._endpoint.select(db)
+                kinds = self._endpoint.pipeline([("TYPE", key) for key in typed])
+                for key, kind in zip(typed, kinds, strict=True):
+                    match = matcher.match_type(key, kind.decode())
+                    if match is not None:
+                        batch.append(Found(db, key, match[2], match[1]))
+                    elif kind != b"none":
+                        self._unmatched += 1
+            if sample is not None:
+                batch = batch[: sample - checked]
+            checked += len(batch)
+            self._checker.check(db, batch)
+            for found in batch:
+                self._note(found)
+            self._progress(len(keys))
+            if sample is not None and checked >= sample:
+                break
+        self._checked += checked
+
+    def sweep_target(self) -> None:
+        """Look for keys of the target that a rule could have written, and that have no source."""
+        origins = Origins(self._plan)
+        for keys in self._scan(self._plan.target_db, None):
+            self._target_keys += len(keys)
+            wanted: dict[int, list[tuple[bytes, bytes, Rule]]] = {}
+            for target in keys:
+                if target.startswith(_OURS):
+                    leftover = Found(self._plan.target_db, target, target, self._plan.rules[0])
+                    leftover.finding, leftover.told = Finding.EXTRA, "left by a run that was killed"
+                    self._note(leftover)
+                found = origins.of(target)
+                if any(origin.key is None for origin in found):
+                    continue
+                for db, key, rule in found:
+                    assert key is not None
+                    wanted.setdefault(db, []).append((target, key, rule))
+            sourced, unsourced = set(), {}
+            for db, items in wanted.items():
+                self._endpoint.select(db)
+                replies = self._endpoint.pipeline([("EXISTS", key) for _target, key, _rule in items])
+                for (target, key, rule), there in zip(items, replies, strict=True):
+                    if there:
+                        sourced.add(target)
+                    else:
+                        unsourced[target] = Found(db, key, target, rule, Finding.EXTRA, "has no source")
+            for target, extra in unsourced.items():
+                if target not in sourced:
+                    self._note(extra)
+            self._progress(len(keys))
+
+    def unsettled(self) -> list[Found]:
+        """Return the open differences that another look could settle."""
+        return [found for found in self.open.values() if found.finding is not Finding.EXTRA]
+
+    def look_again(self) -> None:
+        """Check the open differences once more."""
+        again = self.unsettled()
+        again.sort(key=lambda found: found.source_db)
+        for db, group in groupby(again, key=lambda found: found.source_db):
+            members = list(group)
+            for at in range(0, len(members), _SCAN):
+                batch = members[at : at + _SCAN]
+                for found in batch:
+                    self._counts[found.rule.step][found.finding] -= 1
+                    del self.open[db, found.key]
+                self._checker.check(db, batch)
+                for found in batch:
+                    self._note(found)
+
+    def explain(self, ledger: Ledger) -> None:
+        """Find the reasons for open differences in the ledger: one reading of it, if there are any."""
+        if not self.open:
+            return
+        newest: dict[tuple[int, bytes], Entry] = {}
+        copied: dict[tuple[int, bytes], Entry] = {}
+        for entry in ledger.entries():
+            place = (entry.source_db, entry.key)
+            if place in self.open and entry.settled_ns is not None:
+                newest[place] = entry
+                if entry.written is not None:
+                    copied[place] = entry
+        for place, entry in newest.items():
+            found = self.open[place]
+            finding, told = self._reason(found, entry, copied.get(place))
+            if finding is not None:
+                self._counts[found.rule.step][found.finding] -= 1
+                self._counts[found.rule.step][finding] += 1
+                found.finding, found.told = finding, told
+            elif entry.error:
+                found.told += f"; the ledger says {entry.outcome}: {entry.error}"
+
+    def _reason(self, found: Found, newest: Entry, copied: Entry | None) -> tuple[Finding | None, str]:
+        if found.finding is Finding.EXTRA:
+            if newest.outcome in (Outcome.COPIED, Outcome.UNCHANGED):
+                return Finding.SOURCE_GONE, "was copied; the source is no more"
+            return None, ""
+        if found.finding is Finding.DIFFERS and newest.outcome is Outcome.NEWER_TARGET_KEPT:
+            return Finding.NEWER_TARGET_KEPT, newest.error or "somebody newer wrote the target"
+        if newest.outcome is Outcome.SKIPPED:
+            return Finding.SKIPPED, newest.error or "skipped"
+        if found.finding in (Finding.DIFFERS, Finding.CHANGING) and copied is not None:
+            source = self._state(found.source_db, found.key)
+            target = self._state(self._plan.target_db, found.target)
+            was = (copied.written, copied.expire_ms)
+            if target == was and source != (copied.read, copied.expire_ms):
+                return Finding.STALE, "the target is as it was copied; the source was written since"
+        return None, ""
+
+    def _state(self, db: int, key: bytes) -> tuple[bytes | None, int]:
+        self._endpoint.select(db)
+        payload, expires_ms = self._endpoint.pipeline([("DUMP", key), ("PEXPIRETIME", key)])
+        return (digest(payload) if isinstance(payload, bytes) else None), expires_ms
+
+    def result(self, rounds: int, seconds: float, listed_max: int, sampled: bool) -> Verification:
+        """Return what was found, with the first of it in words."""
+        open_now = list(self.open.values())
+        bad = [found for found in open_now if found.finding not in LISTED]
+        listed = self._listed + [found for found in open_now if found.finding in LISTED]
+        for found in bad[:listed_max]:
+            if found.finding is Finding.DIFFERS:
+                self._checker.detail(found)
+        counts = {
+            step: {str(finding): number for finding, number in found.items() if number}
+            for step, found in self._counts.items()
+        }
+        unlisted = self._unlisted + max(0, len(bad) - listed_max) + max(0, len(listed) - listed_max)
+        return Verification(
+            verdict=verdict_of(counts),
+            counts=counts,
+            differences=[found.line() for found in bad[:listed_max]],
+            skips=[found.line() for found in listed[:listed_max]],
+            unlisted=unlisted,
+            checked=self._checked,
+            unmatched=self._unmatched,
+            target_keys=self._target_keys,
+            rounds=rounds,
+            seconds=seconds,
+            sampled=sampled,
+        )
+
+    def _note(self, found: Found) -> None:
+        if (found.source_db, found.key) in self.open:
+            return  # SCAN gave it twice
+        self._counts[found.rule.step][found.finding] += 1
+        if found.finding in FINE:
+            return
+        if found.finding in LISTED and found.finding is not Finding.EXTRA:
+            if len(self._listed) < _OPEN_MAX:
+                self._listed.append(found)
+            else:
+                self._unlisted += 1
+        elif len(self.open) < _OPEN_MAX:
+            self.open[found.source_db, found.key] = found
+        else:
+            self._unlisted += 1
+
+    def _scan(self, db: int, glob: bytes | None) -> Iterator[list[bytes]]:
+        cursor: bytes = b"0"
+        narrowed = () if glob is None else ("MATCH", glob)
+        while True:
+            self._endpoint.select(db)
+            cursor, keys = self._endpoint.call("SCAN", cursor, *narrowed, "COUNT", _SCAN)
+            if keys:
+                yield list(dict.fromkeys(keys))
+            if cursor == b"0":
+                return
+
+    def _count_keys(self) -> int:
+        total = 0
+        for db in (*self._plan.source_dbs(), self._plan.target_db):
+            self._endpoint.select(db)
+            total += int(self._endpoint.call("DBSIZE"))
+        return total
+
+    def _progress(self, keys: int) -> None:
+        self._done += keys
+        if self._on_progress is not None:
+            self._on_progress(self._done, max(self._total, self._done))
