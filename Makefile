@@ -1,0 +1,60 @@
+# Every target does its own set-up: Python 3.11 or newer and make are all it takes.
+#   make demo    a legacy system becomes one verified tape, in under a minute
+#   make test    every test; what a machine lacks is skipped by name
+#   make check   ruff, mypy --strict, the layers
+#   make bench   the benchmarks, beside their peers (QUICK=1 for a smoke run)
+#   make apt     Debian's redis-server, so that the tests run against it too (needs root)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SAMPLES := $(abspath $(CURDIR)/../shared/data)
+ifneq ($(wildcard $(SAMPLES)/MANIFEST.csv),)
+export ONETAPE_SAMPLE_DATA ?= $(SAMPLES)
+endif
+JOBS ?= auto
+TESTS ?= tests
+
+.PHONY: help setup demo test check bench apt clean
+help:
+	@sed -n '2,7p' Makefile | cut -c3-
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onetape needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python requirements/build.txt requirements/runtime.txt requirements/demo.txt pyproject.toml compat/pyproject.toml
+	$(PIP) install -r requirements/build.txt
+	$(PIP) install -r requirements/demo.txt
+	$(PIP) install --no-build-isolation --no-deps -e . -e ./compat
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.installed requirements/test.txt
+	$(PIP) install -r requirements/test.txt
+	@touch $@
+
+setup: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/onetape demo $(DEMO)
+
+test: $(VENV)/.tests
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+check: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.tests
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
+
+apt:
+	apt-get update -qq
+	apt-get install -y -qq redis-server
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
