@@ -18,6 +18,7 @@ import apsw
 from onetape.errors import ConfigInvalid, TapeUnusable
 from onetape.live.subscription import Subscription
 from onetape.record import Tick
+from onetape.store import layout
 from onetape.tape import Tape
 from onetape.tape import open as open_tape
 
@@ -37,19 +38,18 @@ def open_at_old_path(path: str | os.PathLike[str], **options: Any) -> Tape:
     A file of MinhOS at that path is not touched, not even by SQLite: TapeUnusable says what to do about it.
     """
     path = Path(path)
-    if path.is_file() and _is_minhos(path, "immutable=1"):
-        raise _minhos_found(path)
+    if path.is_file() and _is_minhos(path):
+        raise TapeUnusable(
+            f"{path} is a database of MinhOS (it has the table market_data), not a tape",
+            hint="it was not touched: move it aside or set db_path to a new file; keep it, its import comes later",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return open_tape(path, **options)
-    except TapeUnusable as error:
-        # Its tables can still be in its log alone, which an immutable look does not read.
-        if path.is_file() and _is_minhos(path, "mode=ro"):
-            raise _minhos_found(path) from error
-        raise
+    return open_tape(path, **options)
 
 
-def _is_minhos(path: Path, how: str) -> bool:
+def _is_minhos(path: Path) -> bool:
+    # What is in a log must be read with it; without one, SQLite is told that it need not even make one.
+    how = "mode=ro" if layout.wal_path(path).exists() else "immutable=1"
     flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     try:
         connection = apsw.Connection(f"{path.absolute().as_uri()}?{how}", flags=flags)
@@ -59,14 +59,7 @@ def _is_minhos(path: Path, how: str) -> bool:
         finally:
             connection.close()
     except apsw.Error:
-        return False
-
-
-def _minhos_found(path: Path) -> TapeUnusable:
-    return TapeUnusable(
-        f"{path} is a database of MinhOS (it has the table market_data), not a tape",
-        hint="it was not touched: move it aside or set db_path to a new file; keep it, its import comes later",
-    )
+        return False  # whatever it is, opening it as a tape says so
 
 
 class NewestQueue(asyncio.Queue[Item], Generic[Item]):
