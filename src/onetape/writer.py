@@ -112,15 +112,13 @@ class Writer:
                     self._room.notify_all()
 
     def close(self) -> None:
-        """Store what is held and end. Raises what the commit failed with; `pending` then still holds the ticks."""
-        if self._closed:
-            return
+        """Store what is held and end. When that fails it raises; `pending` still holds the ticks, and close() again
+        tries again."""
         with self._room:
             self._closed = True
             self._room.notify_all()
         self._full.set()
         self._thread.join()
-        self._error = None
         while self._held:
             self._store()
 

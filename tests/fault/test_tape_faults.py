@@ -1,4 +1,4 @@
-"""Faults of the tape: killed writers, full disks, racing processes. Nothing acknowledged is lost, nothing is doubled."""
+"""Faults of the tape: killed writers, full disks, racing processes. Nothing acknowledged is lost or doubled."""
 
 import os
 import signal

@@ -292,9 +292,11 @@ def test_a_writer_keeps_what_a_failed_commit_could_not_store(tmp_path):
         with pytest.raises(onetape.TapeBusy):
             writer.flush()
         assert [tick.price for tick in writer.pending] == [2.0]
+        with pytest.raises(onetape.TapeBusy):
+            writer.close()
+        assert [tick.price for tick in writer.pending] == [2.0]
         holder.execute("ROLLBACK")
         holder.close()
-        writer.flush()
         writer.close()
         assert [tick.price for tick in tape.recent("A")] == [1.0, 2.0]
         with pytest.raises(onetape.TapeClosed):

@@ -124,4 +124,4 @@ def test_memory_and_file_always_agree_with_a_plain_list(tmp_path_factory, acts, 
             start, end = T0 + 5, T0 + 20
             inside = [t.seq for t in expected if start <= t.ts_event_ns < end]
             assert tape.read(symbol, start, end, ["seq"]).column("seq").to_pylist() == inside
-        assert [t for t in tape.follow(symbols=["A", "B"], from_seq=0, idle_s=0)] == model
+        assert list(tape.follow(symbols=["A", "B"], from_seq=0, idle_s=0)) == model

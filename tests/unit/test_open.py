@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+from typing import ClassVar
 
 import apsw
 import pytest
@@ -265,3 +266,45 @@ def test_a_lock_held_too_long_is_busy_and_stores_nothing(tmp_path):
         tape.append(Tick("A", T0 + 1, price=3.0))
         assert [tick.price for tick in tape.recent("A")] == [1.0, 3.0]
         assert [info.symbol for info in tape.symbols()] == ["A"]
+
+
+class _CountingFile(apsw.VFSFile):
+    syncs: ClassVar[list[str]] = []
+
+    def __init__(self, filename, flags):
+        name = filename.filename() if isinstance(filename, apsw.URIFilename) else filename
+        self._name = str(name)
+        super().__init__("", filename, flags)
+
+    def xSync(self, flags):
+        self.syncs.append(self._name)
+        return super().xSync(flags)
+
+
+class _CountingVFS(apsw.VFS):
+    def __init__(self):
+        super().__init__("counting", "")
+
+    def xOpen(self, name, flags):
+        return _CountingFile(name, flags)
+
+
+@pytest.mark.parametrize("durability,syncs_a_commit", [("process", 0), ("power", 1)])
+def test_power_durability_syncs_the_log_at_every_commit_and_process_durability_does_not(
+    tmp_path, monkeypatch, durability, syncs_a_commit
+):
+    vfs = _CountingVFS()
+    real = apsw.Connection
+    monkeypatch.setattr(sqlite.apsw, "Connection", lambda name, flags=0: real(name, flags=flags, vfs="counting"))
+    with onetape.open(tmp_path / "t.db", durability=durability) as tape:
+        tape.append(Tick("A", T0, price=1.0))
+        for act in (
+            lambda i: tape.append(Tick("A", T0 + i, price=1.0)),
+            lambda i: tape.append([Tick("A", T0 + i, price=1.0), Tick("B", T0 + i, price=1.0)]),
+        ):
+            act(0)
+            _CountingFile.syncs.clear()
+            for i in range(10):
+                act(i)
+            assert len([name for name in _CountingFile.syncs if name.endswith("-wal")]) == 10 * syncs_a_commit
+    vfs.unregister()
