@@ -7,6 +7,7 @@ Pure: no server, no tape. Known shapes: an object with open, high, low, close (o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -116,13 +117,18 @@ class BarDecoder:
         if (why := symbol_problem(symbol)) is not None:
             raise ValueError(f"symbol {symbol!r}: {why}")
         start = self._start(fields, start_ns, length)
+        _check_prices(*prices)  # type: ignore[arg-type]
         trades = _number(fields, ("trades", "trade_count"))
+        numbers = {name: _number(fields, names) for name, names in _NUMBERS.items()}
+        for name, number in (*numbers.items(), ("trades", trades)):
+            if number is not None and not (math.isfinite(number) and (number >= 0 or name == "vwap")):
+                raise ValueError(f"{name} = {number} cannot be")
         return Bar(
             symbol,
             length,
             start,
             *prices,  # type: ignore[arg-type]
-            **{name: _number(fields, names) for name, names in _NUMBERS.items()},
+            **numbers,
             trades=None if trades is None else int(trades),
             complete=start + interval_ns(length) <= self._now_ns,
             source=source,
@@ -143,6 +149,13 @@ class BarDecoder:
         if found % interval_ns(length):
             raise ValueError(f"{clock.to_text(found)} is not the start of a {length} bar on the UTC grid")
         return found
+
+
+def _check_prices(first: float, high: float, low: float, last: float) -> None:
+    if not all(map(math.isfinite, (first, high, low, last))):
+        raise ValueError("a price is not a finite number")
+    if not low <= min(first, last) <= max(first, last) <= high:
+        raise ValueError(f"open {first}, high {high}, low {low}, close {last}: out of order")
 
 
 def bar_identity(key: bytes, bar: Bar) -> bytes:

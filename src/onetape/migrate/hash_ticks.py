@@ -27,10 +27,23 @@ class HashTick:
     """One key of a hash_ticks rule as it was when it was read.
 
     `event_ns` is when it happened, None where neither the fields nor the key tell; `rejected` says why it is
-    no tick for the tape; `why` says why it can go nowhere; `gone` that there was no such key.
+    no tick for the tape; `unnamed` that its key has no symbol that is text; `why` says why it can go nowhere;
+    `gone` that there was no such key.
     """
 
-    __slots__ = ("event_ns", "flat", "gone", "identity", "key", "key_ns", "rejected", "stream", "symbol", "why")
+    __slots__ = (
+        "event_ns",
+        "flat",
+        "gone",
+        "identity",
+        "key",
+        "key_ns",
+        "rejected",
+        "stream",
+        "symbol",
+        "unnamed",
+        "why",
+    )
 
     def __init__(self, key: bytes) -> None:
         self.key = key
@@ -41,6 +54,7 @@ class HashTick:
         self.identity = b""
         self.event_ns: int | None = None
         self.rejected: str | None = None
+        self.unnamed: str | None = None
         self.why: str | None = None
         self.gone = False
 
@@ -84,7 +98,7 @@ class HashTickReader:
             found[usable[row]].event_ns = event_ns
         for row, why in decoded.rejected.items():
             tick = found[usable[row]]
-            tick.rejected = why
+            tick.rejected = tick.unnamed or why
             if tick.event_ns is None:  # not a tick, but its place in the stream may be known all the same
                 tick.event_ns = self._decoder.event_ns(tick.flat, tick.key_ns)
             if tick.event_ns is None:
@@ -117,8 +131,7 @@ class HashTickReader:
         try:
             tick.symbol = symbol.decode()
         except UnicodeDecodeError:
-            tick.why = f"symbol {symbol!r} is not UTF-8"
-            return
+            tick.unnamed = f"symbol {symbol!r} is not UTF-8"
         try:
             tick.key_ns = self._time.read(written)
         except ValueError:

@@ -16,14 +16,39 @@ class Origin(NamedTuple):
     rule: Rule
 
 
-class _Way(NamedTuple):
-    """One template of a rule, turned round: parts of the target's name, and how they make the source's."""
+class _Way:
+    """One template of a rule, turned round: the parts of the target's name fill the pattern of the source's."""
 
-    target: Pattern
-    rule: Rule
-    part: str  # of a case: the part it looks at
-    values: tuple[bytes, ...]
-    prefix: bytes
+    def __init__(self, rule: Rule, text: str, part: str, values: tuple[str, ...], prefix: str) -> None:
+        self.rule = rule
+        self.target = Pattern(text)
+        self.head = self.target.prefix[: self.target.prefix.rfind(b":") + 1]
+        source = Pattern("{key}" if rule.glob else rule.pattern)
+        literals = [source.prefix, *source.separators, source.suffix]
+        self._format = b"%b".join(literal.replace(b"%", b"%%") for literal in literals)
+        names = self.target.names
+        # Parts that the target does not write are those of a case, appended to the values one by one.
+        self._order = [names.index(name) if name in names else -1 for name in source.names]
+        self._in_order = self._order == list(range(len(source.names))) and not part
+        self._part = names.index(part) if part in names else -1
+        self._choices = tuple(value.encode() for value in values)
+        self._prefix = prefix.encode()
+
+    def source_keys(self, values: tuple[bytes, ...]) -> list[bytes]:
+        """Return the source keys that the parts of a target's name can stand for."""
+        if self._in_order:
+            return [self._format % values]
+        if self._part < 0:
+            choices = self._choices or (b"",)
+        else:
+            value = values[self._part]
+            if self._choices and value not in self._choices:
+                return []
+            choices = (self._prefix + value,)
+        return [self._format % tuple([self._value(values, at, one) for at in self._order]) for one in choices]
+
+    def _value(self, values: tuple[bytes, ...], at: int, chosen: bytes) -> bytes:
+        return chosen if at == -1 or at == self._part else values[at]
 
 
 class Origins:
@@ -33,30 +58,29 @@ class Origins:
         self._matchers = {db: plan.matcher(db) for db in plan.source_dbs()}
         self._target_db = plan.target_db
         self._by_head: dict[bytes, list[_Way]] = {}
-        self._open: list[_Way] = []
         for rule in plan.rules:
-            if rule.skip or rule.transform is not None:
-                continue
-            for way in _ways(rule):
-                head = _head(way.target.prefix)
-                (self._by_head.setdefault(head, []) if head else self._open).append(way)
+            if not rule.skip and rule.transform is None:
+                for way in _ways(rule):
+                    self._by_head.setdefault(way.head, []).append(way)
+        self._heads = sorted({len(head) for head in self._by_head})
 
     def of(self, target: bytes) -> list[Origin]:
         """Return every origin that the plan allows a target key to have, in the order of the rules."""
         found: list[Origin] = []
-        for way in (*self._by_head.get(_head(target), ()), *self._open):
-            values = way.target.split(target)
-            if values is None:
-                continue
-            if way.rule.kind == "hash_ticks":
-                found.append(Origin(way.rule.source_db, None, way.rule))
-                continue
-            parts = dict(zip(way.target.names, values, strict=True))
-            for key in _source_keys(way, parts):
-                match = self._matchers[way.rule.source_db].match(key)
-                in_place = way.rule.source_db == self._target_db and key == target
-                if match is not None and not in_place and way.rule.target_of(key) == target:
-                    found.append(Origin(way.rule.source_db, key, way.rule))
+        for length in self._heads:
+            for way in self._by_head.get(target[:length], ()):
+                values = way.target.split(target)
+                if values is None:
+                    continue
+                rule = way.rule
+                if rule.kind == "hash_ticks":
+                    found.append(Origin(rule.source_db, None, rule))
+                    continue
+                for key in way.source_keys(values):
+                    match = self._matchers[rule.source_db].match_type(key, rule.types[0] if rule.types else "")
+                    in_place = rule.source_db == self._target_db and key == target
+                    if match is not None and match[1] is rule and match[2] == target and not in_place:
+                        found.append(Origin(rule.source_db, key, rule))
         return found
 
 
@@ -64,38 +88,9 @@ def _ways(rule: Rule) -> list[_Way]:
     ways: list[tuple[str, str, tuple[str, ...], str]] = [(rule.target or rule.pattern or "{key}", "", (), "")]
     ways += [(case.target, case.part, case.values, case.prefix) for case in rule.case]
     found = []
-    for text, part, values, prefix in ways:
+    for way in ways:
         try:
-            target = Pattern(text)
+            found.append(_Way(rule, *way))
         except PatternError:
             continue  # a target without parts: one key, which the other direction checks
-        found.append(_Way(target, rule, part, tuple(v.encode() for v in values), prefix.encode()))
     return found
-
-
-def _source_keys(way: _Way, parts: dict[str, bytes]) -> list[bytes]:
-    if way.rule.glob:
-        return [parts["key"]]
-    if way.part and way.part in parts:
-        value = parts[way.part]
-        if way.values and value not in way.values:
-            return []
-        choices = [way.prefix + value]
-    else:
-        choices = list(way.values)  # the target does not write the part: any of the case's values made it
-    keys = []
-    for value in choices or [b""]:
-        filled = {**parts, way.part: value} if way.part else parts
-        keys.append(_filled(Pattern(way.rule.pattern), filled))
-    return keys
-
-
-def _filled(pattern: Pattern, parts: dict[str, bytes]) -> bytes:
-    key = pattern.prefix
-    for i, name in enumerate(pattern.names):
-        key += parts[name] + (pattern.separators[i] if i < len(pattern.separators) else b"")
-    return key + pattern.suffix
-
-
-def _head(key: bytes) -> bytes:
-    return key[: key.find(b":") + 1]

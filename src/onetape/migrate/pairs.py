@@ -11,7 +11,7 @@ from onetape.migrate.hash_ticks import HashTickReader
 from onetape.migrate.merge import IDENTITY_FIELD, missing, parse_id
 from onetape.migrate.plan import Plan
 from onetape.migrate.stream_state import stream_state
-from onetape.migrate.ticks import Lander, cursor_name
+from onetape.migrate.ticks import Lander, cursor_name, symbol_of
 from onetape.migrate.verdict import Finding, Found
 from onetape.tape import Tape
 
@@ -122,6 +122,11 @@ class Checker:
         there = self._endpoint.pipeline([("XREVRANGE", f.target, "+", "-", "COUNT", 1) for f in batch])
         for found, ours, copied in zip(batch, here, there, strict=True):
             if isinstance(ours, ReplyError) or not ours:
+                continue
+            _symbol, why = symbol_of(found.key, found.rule)
+            if why is not None:
+                if found.finding is Finding.EQUAL:
+                    found.finding, found.told = Finding.NOT_A_TICK, why
                 continue
             at = self._tape.cursor(cursor_name(found.key))
             landed = parse_id(at.encode()) if at else (0, 0)

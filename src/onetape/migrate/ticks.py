@@ -26,6 +26,7 @@ SOURCE = "redis"
 
 _PAGE = 5000
 _HASHES = 1000
+_MERGED_AT_ONCE = 20_000  # about 20 MB of hashes
 _BARS = 1000
 _ATTEMPTS = 3
 _ID_MS_MIN = 10**11  # an entry id below it (1973) was made up and tells no time
@@ -56,7 +57,7 @@ class Lander:
         An entry that is no valid tick is counted, the first one named in `error`; where its values can be read
         it is in the tape's quarantine. It stays in the copied stream in any case.
         """
-        symbol, why = _symbol(key, rule)
+        symbol, why = symbol_of(key, rule)
         if why is not None:
             return LandResult(key, 0, 0, Outcome.FAILED, why)
         try:
@@ -117,31 +118,37 @@ class Lander:
     def hash_ticks(self, keys: list[bytes], source_db: int, rule: Rule) -> list[LandResult]:
         """Merge tick hashes into their symbols' streams and land them; one result a key, in order.
 
-        Give keys in order of time, or many at once: a tick earlier than the end of its stream makes that
-        stream be written anew, once a call. A hash with a time but no valid price is merged and not landed,
-        with the reason in `error`.
+        A tick earlier than the end of its stream makes that stream be written anew, once for each 20,000 keys
+        of a call: so give many keys at once, and earlier ones first. A hash with a time but no valid price is
+        merged and not landed, with the reason in `error`.
         """
-        results: list[LandResult] = []
+        results: dict[bytes, LandResult] = {}
+        ordered = sorted(set(keys))  # by symbol, and mostly by time
+        for at in range(0, len(ordered), _MERGED_AT_ONCE):
+            some = ordered[at : at + _MERGED_AT_ONCE]
+            try:
+                results.update((result.key, result) for result in self._hash_ticks(some, source_db, rule))
+            except EndpointError as error:
+                results.update((key, _failed(key, error)) for key in some)
+        return [results[key] for key in keys]
+
+    def _hash_ticks(self, keys: list[bytes], source_db: int, rule: Rule) -> Iterator[LandResult]:
         ticks: list[HashTick] = []
         stored: dict[bytes, bool] = {}
-        try:
-            for at in range(0, len(keys), _HASHES):
-                found, decoded = self._hashes.read(keys[at : at + _HASHES], source_db, rule)
-                ticks += found
-                if self._tape is None or not decoded.rows:
-                    continue
-                ids = [found[row].identity for row in decoded.rows]
-                known = self._tape.has_ids(ids)
-                if not self._dry_run:
-                    columns = columns_for_tape(decoded, SOURCE)
-                    self._tape.append_table(columns, ids=ids)
-                stored.update(zip(ids, (not one for one in known), strict=True))
-            merged = self._merged(ticks)
-        except EndpointError as error:
-            return [_failed(key, error) for key in keys]
+        for at in range(0, len(keys), _HASHES):
+            found, decoded = self._hashes.read(keys[at : at + _HASHES], source_db, rule)
+            ticks += found
+            if self._tape is None or not decoded.rows:
+                continue
+            ids = [found[row].identity for row in decoded.rows]
+            known = self._tape.has_ids(ids)
+            if not self._dry_run:
+                columns = columns_for_tape(decoded, SOURCE)
+                self._tape.append_table(columns, ids=ids, on_invalid="quarantine")
+            stored.update(zip(ids, (not one for one in known), strict=True))
+        merged = self._merged(ticks)
         for tick in ticks:
-            results.append(_hash_result(tick, merged, stored, self._tape is not None))
-        return results
+            yield _hash_result(tick, merged, stored, self._tape is not None)
 
     def _merged(self, ticks: Sequence[HashTick]) -> dict[bytes, str]:
         """Merge the ticks by stream; return identity → "added", "known", "changed" or the error's text."""
@@ -175,7 +182,7 @@ class Lander:
         `source` of the bars is "redis:" and the key's first word. What is no bar is counted in `error`; the
         key itself was copied in any case.
         """
-        rest, why = _symbol(key, rule)
+        rest, why = symbol_of(key, rule)
         if why is not None:
             return LandResult(key, 0, 0, Outcome.FAILED, why)
         symbol, interval, start_ns = self._bars.key(rest)
@@ -253,10 +260,12 @@ def _hash_result(tick: HashTick, merged: dict[bytes, str], stored: dict[bytes, b
         return LandResult(tick.key, ticks, known, Outcome.FAILED, fate)
     told = f"in {tick.stream!r}, but not on the tape: {tick.rejected}" if tick.rejected and has_tape else None
     outcome = Outcome.COPIED if fate == "added" or new else Outcome.UNCHANGED
+    if told and tick.unnamed:
+        outcome = Outcome.FAILED
     return LandResult(tick.key, ticks, known, outcome, told)
 
 
-def _symbol(key: bytes, rule: Rule) -> tuple[str, str | None]:
+def symbol_of(key: bytes, rule: Rule) -> tuple[str, str | None]:
     """Return the symbol that a key names, or why it names none."""
     parts = rule.parts(key) or {}
     symbol = parts.get("symbol", parts.get("key", key.partition(b":")[2]))
