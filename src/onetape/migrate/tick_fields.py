@@ -183,9 +183,8 @@ class TickDecoder:
     def _symbol_column(
         self, layout: _Layout, fields: list[Any], of_key: list[str], reject: Callable[..., None]
     ) -> list[str]:
-        if not layout.symbols:
-            return of_key
-        own = _column(layout.symbols, fields, _text, reject)
+        none: list[Any] = [None] * len(of_key)
+        own = _column(layout.symbols, fields, _text, reject) if layout.symbols else none
         cache, resolved = self._symbols, []
         if len(cache) > 10 * _LAYOUTS_MAX:
             cache.clear()
