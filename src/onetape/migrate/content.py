@@ -20,7 +20,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
@@ -31,7 +30,7 @@ from onetape.migrate.stream_state import stream_state
 _SLICE_BYTES = 4 * 1024 * 1024
 _SLICE_ELEMENTS = 5000
 _UNORDERED = (b"set", b"hash")
-_DETAIL_ELEMENTS = 20_000  # up to here the first difference of a set or hash is looked for
+_DETAIL_ELEMENTS = 50_000  # up to here the first difference of a set or hash is looked for
 _LENGTH = {
     b"string": "STRLEN",
     b"list": "LLEN",
@@ -117,19 +116,25 @@ def first_difference(endpoint: Endpoint, source: tuple[int, bytes], target: tupl
     """Return in one line how two keys of one type differ in their first differing element, "" if unknown.
 
     Reads slice by slice, both sides alternately, and stops at the first difference; sets and hashes of more
-    than 20,000 elements are not looked into.
+    than 50,000 elements are not looked into.
     """
-    endpoint.select(source[0])
-    kind = endpoint.call("TYPE", source[1])
-    length = int(endpoint.call(_LENGTH[kind], source[1])) if kind in _LENGTH else 0
-    if not length or (kind in _UNORDERED and length > _DETAIL_ELEMENTS):
+    kinds = []
+    for db, key in (source, target):
+        endpoint.select(db)
+        kinds.append(endpoint.call("TYPE", key))
+    if kinds[0] != kinds[1]:
+        return ""
+    kind = kinds[0]
+    if kind not in _LENGTH:
+        return ""
+    if kind in _UNORDERED and int(endpoint.call(_LENGTH[kind], target[1])) > _DETAIL_ELEMENTS:
         return ""
     sides = [_in_database(endpoint, db, key, kind) for db, key in (source, target)]
     if kind in _UNORDERED:
         ours, theirs = (dict(element for page in side for element in page) for side in sides)
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
-                return _told(name, ours.get(name), theirs.get(name))
+                return _told(name, ours.get(name), theirs.get(name), kind == b"hash")
         return ""
     pages = [(element for page in side for element in page) for side in sides]
     while True:
@@ -245,6 +250,16 @@ def _framed(*parts: bytes) -> bytes:
     return b"".join([struct.pack("<Q", len(part)) + part for part in parts])
 
 
+def _unframed(framed: bytes) -> list[bytes | None]:
+    parts: list[bytes | None] = []
+    at = 0
+    while at < len(framed):
+        end = at + 8 + int.from_bytes(framed[at : at + 8], "little")
+        parts.append(framed[at + 8 : end])
+        at = end
+    return parts
+
+
 def _hashed(element: Element) -> int:
     return int.from_bytes(blake2b(_framed(*element), digest_size=16).digest(), "little")
 
@@ -254,13 +269,19 @@ def _expiry_before_7(endpoint: Endpoint, key: bytes) -> int:
     return -1 if remaining < 0 else remaining + int(now[0]) * 1000 + int(now[1]) // 1000
 
 
-def _told(name: bytes, ours: bytes | None, theirs: bytes | None) -> str:
-    sides = ["absent" if side is None else _shown(side) for side in (ours, theirs)]
+def _told(name: bytes, ours: bytes | None, theirs: bytes | None, framed: bool = False) -> str:
+    values = [ours, theirs]
+    if framed:  # a hash's value, and the expiry of the field
+        parts = [[None, None] if side is None else _unframed(side) for side in values]
+        at = 1 if parts[0][0] == parts[1][0] else 0
+        values = [side[at] for side in parts]
+    sides = ["absent" if side is None else _shown(side) for side in values]
     return f"{_shown(name)}: {sides[0]} against {sides[1]}"
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def _shown(value: bytes) -> str:
+    text = value[:100].decode("utf-8", "backslashreplace")
+    text = text if text.isprintable() and text else repr(value[:100])[1:]
     return text if len(text) <= 60 else text[:57] + "..."
 
 
