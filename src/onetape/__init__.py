@@ -1,8 +1,8 @@
 """onetape: one durable tape of market data for a whole trading system.
 
-    tape = onetape.open("market_data.db")
-    tape.append(onetape.Tick("ESZ6", onetape.now_ns(), price=6012.25, size=2))
-    tape.latest("ESZ6")
+tape = onetape.open("market_data.db")
+tape.append(onetape.Tick("ESZ6", onetape.now_ns(), price=6012.25, size=2))
+tape.latest("ESZ6")
 """
 
 from onetape.clock import now_ns, to_ns

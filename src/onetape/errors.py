@@ -1,28 +1,28 @@
 """The errors of onetape: one tree, each with its facts and a hint for whoever has to act.
 
-    OnetapeError
-    ├── ConfigInvalid            a setting or an argument that cannot be used
-    ├── InvalidRecord            a record the tape refuses; names index, field and value
-    ├── ImportInvalid            a file to import that cannot be read as described
-    ├── TapeError                the file of the tape
-    │   ├── TapeMissing          opened for reading, but there is no file
-    │   ├── TapeUnusable         a directory, no permission, or not a tape
-    │   ├── TapeTooNew           written by a newer onetape
-    │   ├── TapeReadOnly         a write on a tape opened with mode="r"
-    │   ├── TapeBusy             another process held the write lock for too long
-    │   ├── TapeFull             the disk is full
-    │   ├── TapeDamaged          SQLite found the file corrupt
-    │   ├── ChunkCorrupt         a block of records fails its checksum
-    │   ├── CursorConflict       an import position moved under the importer
-    │   └── TapeClosed           used after close()
-    ├── SubscriberTooSlow        a subscription with when_slow="disconnect" fell behind
-    └── MigrationError
-        ├── PlanInvalid          a plan file that cannot be used
-        ├── PlanCollision        two source keys would land on one target key
-        ├── PreflightRefused     the server is not fit for a migration; names every reason
-        ├── EndpointError        Redis: unreachable, refused, cut off, or an error reply
-        ├── LedgerUnusable       the ledger is damaged, or belongs to another plan
-        └── LedgerBusy           another migrator is at work with this ledger
+OnetapeError
+├── ConfigInvalid            a setting or an argument that cannot be used
+├── InvalidRecord            a record the tape refuses; names index, field and value
+├── ImportInvalid            a file to import that cannot be read as described
+├── TapeError                the file of the tape
+│   ├── TapeMissing          opened for reading, but there is no file
+│   ├── TapeUnusable         a directory, no permission, or not a tape
+│   ├── TapeTooNew           written by a newer onetape
+│   ├── TapeReadOnly         a write on a tape opened with mode="r"
+│   ├── TapeBusy             another process held the write lock for too long
+│   ├── TapeFull             the disk is full
+│   ├── TapeDamaged          SQLite found the file corrupt
+│   ├── ChunkCorrupt         a block of records fails its checksum
+│   ├── CursorConflict       an import position moved under the importer
+│   └── TapeClosed           used after close()
+├── SubscriberTooSlow        a subscription with when_slow="disconnect" fell behind
+└── MigrationError
+    ├── PlanInvalid          a plan file that cannot be used
+    ├── PlanCollision        two source keys would land on one target key
+    ├── PreflightRefused     the server is not fit for a migration; names every reason
+    ├── EndpointError        Redis: unreachable, refused, cut off, or an error reply
+    ├── LedgerUnusable       the ledger is damaged, or belongs to another plan
+    └── LedgerBusy           another migrator is at work with this ledger
 """
 
 from __future__ import annotations
