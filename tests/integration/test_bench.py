@@ -1,0 +1,36 @@
+"""The benchmark runs: every topic gives its lines. How fast it is, is not a test's business."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onetape.embedded import server_binaries
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not server_binaries(), reason="no Redis-compatible server on this machine")
+def test_a_quick_benchmark_measures_every_topic(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "bench", "--quick", "--dir", str(tmp_path), "--json", str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
+
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["facts"]["files on"]
+    told = " ".join(line["name"] for line in report["lines"])
+    for topic in ("append(Tick)", "writer()", "append_table", "latest", "recent", "follow across", "read()", "backfill",
+                  "verify", "memory"):  # fmt: skip
+        assert topic in told
+    for line in report["lines"]:
+        assert line["ours"] > 0 and line["name"] in done.stdout
+        assert (line["reached"] is None) == (line["target"] == "")
