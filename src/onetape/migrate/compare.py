@@ -6,6 +6,7 @@ Equal DUMP bytes mean equal content; unequal ones mean nothing yet, and are for 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from onetape.errors import EndpointError
 from onetape.migrate.endpoint import Endpoint, ReplyError, pack
@@ -16,9 +17,8 @@ EQUAL, DIFFERENT, NO_SOURCE, NO_TARGET, EXPIRY, BIG = b"=", b"d", b"s", b"t", b"
 
 # One call of 100 pairs keeps the server for about a millisecond, so that its other clients hardly notice.
 PAIRS = 100
-_SCRIPTS_AT_ONCE = 8
-#: Above this a key is read in slices instead: a DUMP of it would stop the server for too long.
-_BIG_BYTES = 1024 * 1024
+#: Above this a key is read in slices instead: a hundred DUMPs of it would be too much for server and client.
+_BIG_BYTES = 256 * 1024
 
 # The keys of a pair lie in two databases, so each side is asked in a loop of its own. MEMORY USAGE with one
 # sample costs little; without the right to call it every key is taken as small.
@@ -52,11 +52,18 @@ return table.concat(out)
 """
 
 
+class Request(NamedTuple):
+    """Packed commands that only read, and how many replies they get."""
+
+    packed: bytes
+    replies: int
+
+
 class Comparer:
     """Compares pairs between two databases of one server. Works on an endpoint that cannot write.
 
     `in_server`: whether a script does it (as long as the server lets one run); else both sides' DUMPs come
-    here, which takes about three times as long.
+    here, which takes longer.
     """
 
     def __init__(self, endpoint: Endpoint, in_server: bool = True) -> None:
@@ -71,43 +78,53 @@ class Comparer:
         """Return whether the server's own script decides."""
         return self._sha is not None
 
-    def codes(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> bytes:
-        """Return one code a pair: EQUAL, DIFFERENT, NO_SOURCE, NO_TARGET, EXPIRY or BIG. Raises EndpointError."""
-        if self._sha is not None:
-            found = self._by_script(source_db, target_db, pairs)
-            if found is not None:
-                return found
-            self._sha = None
-        return b"".join(self._by_dumps(source_db, target_db, pairs))
-
-    def _by_script(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> bytes | None:
-        packed, found = [], []
+    def request(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> Request | None:
+        """Return what asks the server's script about these pairs, None where no script may run."""
+        if self._sha is None:
+            return None
+        packed = []
         for at in range(0, len(pairs), PAIRS):
             keys = [key for pair in pairs[at : at + PAIRS] for key in pair]
-            assert self._sha is not None
             packed.append(pack("EVALSHA_RO", self._sha, len(keys), *keys, source_db, target_db))
-        for at in range(0, len(packed), _SCRIPTS_AT_ONCE):
-            some = packed[at : at + _SCRIPTS_AT_ONCE]
-            for reply in self._endpoint.exchange(b"".join(some), len(some)):
-                if isinstance(reply, ReplyError):
-                    return None  # scripts flushed, forbidden or cut short: the other way always works
-                found.append(reply)
-        return b"".join(found)
+        return Request(b"".join(packed), len(packed))
+
+    def answer(self, replies: Sequence[Any]) -> bytes | None:
+        """Return the codes in the replies to a request, None if the server refused: then codes() still works."""
+        if any(isinstance(reply, ReplyError) for reply in replies):
+            self._sha = None  # scripts flushed, forbidden or cut short
+            return None
+        return b"".join(replies)
+
+    def codes(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> bytes:
+        """Return one code a pair: EQUAL, DIFFERENT, NO_SOURCE, NO_TARGET, EXPIRY or BIG. Raises EndpointError."""
+        request = self.request(source_db, target_db, pairs)
+        if request is not None:
+            found = self.answer(self._endpoint.exchange(*request))
+            if found is not None:
+                return found
+        return b"".join(self._by_dumps(source_db, target_db, pairs))
 
     def _by_dumps(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> Iterator[bytes]:
         for at in range(0, len(pairs), PAIRS):
             some = pairs[at : at + PAIRS]
-            commands: list[tuple[bytes | str | int, ...]] = [("SELECT", source_db)]
-            commands += [c for source, _ in some for c in (("DUMP", source), ("PEXPIRETIME", source))]
-            commands.append(("SELECT", target_db))
-            commands += [c for _, target in some for c in (("DUMP", target), ("PEXPIRETIME", target))]
-            replies = self._endpoint.pipeline(commands)
-            for reply in replies:
-                if isinstance(reply, ReplyError):
-                    raise EndpointError(f"comparing keys: {reply.message}", code=reply.code)
-            here, there = replies[1 : 1 + 2 * len(some)], replies[2 + 2 * len(some) :]
-            for i in range(0, len(here), 2):
-                yield _code(here[i], there[i], here[i + 1], there[i + 1])
+            self._endpoint.select(source_db)
+            sizes = self._endpoint.pipeline([("MEMORY", "USAGE", key, "SAMPLES", 1) for key, _ in some])
+            big = [isinstance(size, int) and size > _BIG_BYTES for size in sizes]
+            small = [pair for pair, is_big in zip(some, big, strict=True) if not is_big]
+            codes = iter(self._of_dumps(source_db, target_db, small))
+            yield from (BIG if is_big else next(codes) for is_big in big)
+
+    def _of_dumps(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> list[bytes]:
+        commands: list[tuple[bytes | str | int, ...]] = [("SELECT", source_db)]
+        commands += [command for key, _ in pairs for command in (("DUMP", key), ("PEXPIRETIME", key))]
+        commands.append(("SELECT", target_db))
+        commands += [command for _, key in pairs for command in (("DUMP", key), ("PEXPIRETIME", key))]
+        replies = self._endpoint.pipeline(commands)
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise EndpointError(f"comparing keys: {reply.message}", code=reply.code)
+        here, there = replies[1 : 1 + 2 * len(pairs)], replies[2 + 2 * len(pairs) :]
+        return [_code(here[i], there[i], here[i + 1], there[i + 1]) for i in range(0, len(here), 2)]
 
 
 def _code(source: bytes | None, target: bytes | None, source_ms: int, target_ms: int) -> bytes:

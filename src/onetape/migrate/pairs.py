@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from onetape.migrate import compare, content
-from onetape.migrate.compare import Comparer
+from onetape.migrate.compare import Comparer, Request
 from onetape.migrate.endpoint import Endpoint, ReplyError
 from onetape.migrate.hash_ticks import HashTickReader
 from onetape.migrate.merge import IDENTITY_FIELD, missing, parse_id
@@ -16,6 +17,14 @@ from onetape.migrate.verdict import Finding, Found
 from onetape.tape import Tape
 
 _PAGE = 1000
+
+
+class Batch(NamedTuple):
+    """Keys of one source database; `pairs` are those among them that are compared with a copy."""
+
+    source_db: int
+    found: Sequence[Found]
+    pairs: Sequence[Found]
 
 
 class Checker:
@@ -29,6 +38,12 @@ class Checker:
         self._hashes = HashTickReader(endpoint, plan.timezone)
         self._lander = Lander(endpoint, plan.target_db, tape, plan.timezone, dry_run=True)
         merging = [rule.target for rule in plan.rules if rule.kind == "hash_ticks"]
+        # By identity: the plan keeps its rules, and hashing one for every key would cost more than the rest.
+        self._apart = {
+            id(rule)
+            for rule in plan.rules
+            if rule.skip or rule.kind == "hash_ticks" or rule.source_db == plan.target_db
+        }
         self._merged = {target.partition("{")[0].encode() for target in merging}
 
     @property
@@ -36,39 +51,54 @@ class Checker:
         """Return whether equality is decided by a script in the server."""
         return self._comparer.in_server
 
-    def check(self, source_db: int, batch: Sequence[Found]) -> None:
-        """Find out about every key of a batch. Raises EndpointError."""
-        hashes = [found for found in batch if found.rule.kind == "hash_ticks" and not found.rule.skip]
-        pairs = [found for found in batch if found.rule.kind != "hash_ticks" or found.rule.skip]
-        self._check_pairs(source_db, [found for found in pairs if not self._needs_none(source_db, found)])
-        for rule in {found.rule: None for found in hashes}:
-            self._check_hashes(source_db, [found for found in hashes if found.rule == rule])
+    def batch(self, source_db: int, found: Sequence[Found]) -> Batch:
+        """Return keys of one source database as a batch to ask about and to finish."""
+        pairs = [one for one in found if id(one.rule) not in self._apart or not self._is_apart(source_db, one)]
+        return Batch(source_db, found, pairs)
 
-    def _needs_none(self, source_db: int, found: Found) -> bool:
+    def request(self, batch: Batch) -> Request | None:
+        """Return what can be sent ahead of finish(), so that server and client work at the same time."""
+        if not batch.pairs:
+            return None
+        keys = [(found.key, found.target) for found in batch.pairs]
+        return self._comparer.request(batch.source_db, self._target_db, keys)
+
+    def finish(self, batch: Batch, replies: Sequence[Any] | None = None) -> None:
+        """Find out about every key, with the replies to request() if it was sent. Raises EndpointError."""
+        db, pairs = batch.source_db, batch.pairs
+        if pairs:
+            codes = None if replies is None else self._comparer.answer(replies)
+            if codes is None:
+                keys = [(found.key, found.target) for found in pairs]
+                codes = self._comparer.codes(db, self._target_db, keys)
+            self._take_all(db, pairs, codes)
+        if len(pairs) < len(batch.found):
+            rest = [one for one in batch.found if one.rule.kind == "hash_ticks" and not one.rule.skip]
+            for rule in {one.rule: None for one in rest}:
+                self._check_hashes(db, [one for one in rest if one.rule == rule])
+
+    def _is_apart(self, source_db: int, found: Found) -> bool:
         if found.rule.skip:
             found.finding, found.told = Finding.SKIPPED, "the plan skips this rule"
             return True
-        if source_db == self._target_db and found.key == found.target:
-            found.finding = Finding.EQUAL  # it stays where it is
-            return found.rule.kind == "copy" or self._tape is None
-        return False
+        if found.rule.kind == "hash_ticks":
+            return True
+        return source_db == self._target_db and found.key == found.target and found.rule.kind == "copy"
 
-    def _check_pairs(self, source_db: int, batch: Sequence[Found]) -> None:
-        if not batch:
-            return
-        codes = self._comparer.codes(source_db, self._target_db, [(f.key, f.target) for f in batch])
+    def _take_all(self, source_db: int, batch: Sequence[Found], codes: bytes) -> None:
         if codes.count(compare.EQUAL) == len(batch):
             for found in batch:
                 found.finding, found.told = Finding.EQUAL, ""
         else:
             for i, found in enumerate(batch):
                 self._take(source_db, found, codes[i : i + 1])
-        if self._tape is not None:
-            kept = (Finding.EQUAL, Finding.DIFFERS)
-            self._check_streams(source_db, [f for f in batch if f.rule.kind == "ticks" and f.finding in kept])
-            for found in batch:
-                if found.rule.kind == "ohlc" and found.finding == Finding.EQUAL:
-                    self._check_bars(source_db, found)
+        if self._tape is None or not any(found.rule.kind != "copy" for found in batch):
+            return
+        kept = (Finding.EQUAL, Finding.DIFFERS)
+        self._check_streams(source_db, [f for f in batch if f.rule.kind == "ticks" and f.finding in kept])
+        for found in batch:
+            if found.rule.kind == "ohlc" and found.finding is Finding.EQUAL:
+                self._check_bars(source_db, found)
 
     def _take(self, source_db: int, found: Found, code: bytes) -> None:
         found.told = ""

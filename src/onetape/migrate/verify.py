@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
+from onetape.errors import EndpointError
+from onetape.migrate.compare import Request
 from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, pack
 from onetape.migrate.ledger import Entry, Ledger, Outcome
 from onetape.migrate.origin import Origins
 from onetape.migrate.pairs import Checker
-from onetape.migrate.plan import Plan, Rule
+from onetape.migrate.plan import Matcher, Plan, Rule
 from onetape.migrate.verdict import FINE, LISTED, Finding, Found, Verification, verdict_of
 from onetape.tape import Tape
 
@@ -82,43 +85,64 @@ class _Run:
         self._total = self._count_keys()
 
     def sweep(self, db: int, sample: int | None) -> None:
-        """Look at every key of a source database once."""
-        matcher, checked = self._plan.matcher(db), 0
-        for keys in self._scan(db, self._plan.scan_glob(db)):
-            batch, typed = [], []
-            for key in keys:
-                match = matcher.match(key)
-                if match is None:
-                    self._unmatched += 1
-                elif match[1].types:
-                    typed.append(key)
-                else:
-                    batch.append(Found(db, key, match[2], match[1]))
-            if typed:
-                self._endpoint.select(db)
-                kinds = self._endpoint.pipeline([("TYPE", key) for key in typed])
-                for key, kind in zip(typed, kinds, strict=True):
-                    match = matcher.match_type(key, kind.decode())
-                    if match is not None:
-                        batch.append(Found(db, key, match[2], match[1]))
-                    elif kind != b"none":
-                        self._unmatched += 1
-            if sample is not None:
-                batch = batch[: sample - checked]
-            checked += len(batch)
-            self._checker.check(db, batch)
-            for found in batch:
-                self._note(found)
-            self._progress(len(keys))
-            if sample is not None and checked >= sample:
-                break
-        self._checked += checked
+        """Look at every key of a source database once.
+
+        While the server compares one page and scans for the page after next, the next page is matched to the
+        plan here, so that neither waits for the other.
+        """
+        scan, matcher = _Scan(self._endpoint, db, self._plan.scan_glob(db)), self._plan.matcher(db)
+        left = sample
+        matched = self._matched(db, matcher, scan.first())
+        ahead = scan.first()
+        while True:
+            found = matched[0] + self._of_type(db, matcher, matched[1])
+            batch = self._checker.batch(db, found if left is None else found[:left])
+            request = self._checker.request(batch)
+            scan.send_after(request)
+            matched = self._matched(db, matcher, ahead)
+            replies, ahead_again = scan.receive_after(request)
+            self._checker.finish(batch, replies)
+            for one in batch.found:
+                self._note(one)
+            self._checked += len(batch.found)
+            left = None if left is None else left - len(batch.found)
+            if left == 0 or not (any(matched) or ahead_again or ahead or not scan.done):
+                return
+            ahead = ahead_again
+
+    def _matched(self, db: int, matcher: Matcher, keys: list[bytes]) -> tuple[list[Found], list[bytes]]:
+        """Return the keys that a rule takes whatever their type, and those whose type decides."""
+        found, typed = [], []
+        for key in keys:
+            match = matcher.match(key)
+            if match is None:
+                self._unmatched += 1
+            elif match[1].types:
+                typed.append(key)
+            else:
+                found.append(Found(db, key, match[2], match[1]))
+        self._progress(len(keys))
+        return found, typed
+
+    def _of_type(self, db: int, matcher: Matcher, keys: list[bytes]) -> list[Found]:
+        if not keys:
+            return []
+        found = []
+        self._endpoint.select(db)
+        for key, kind in zip(keys, self._endpoint.pipeline([("TYPE", key) for key in keys]), strict=True):
+            match = matcher.match_type(key, kind.decode())
+            if match is not None:
+                found.append(Found(db, key, match[2], match[1]))
+            elif kind != b"none":
+                self._unmatched += 1
+        return found
 
     def sweep_target(self) -> None:
         """Look for keys of the target that a rule could have written, and that have no source."""
         origins = Origins(self._plan)
-        for keys in self._scan(self._plan.target_db, None):
-            self._target_keys += len(keys)
+        scan = _Scan(self._endpoint, self._plan.target_db, None)
+        keys = scan.first()
+        while keys or not scan.done:
             wanted: dict[int, list[tuple[bytes, bytes, Rule]]] = {}
             for target in keys:
                 if target.startswith(_OURS):
@@ -126,24 +150,32 @@ class _Run:
                     leftover.finding, leftover.told = Finding.EXTRA, "left by a run that was killed"
                     self._note(leftover)
                 found = origins.of(target)
-                if any(origin.key is None for origin in found):
-                    continue
-                for db, key, rule in found:
-                    assert key is not None
-                    wanted.setdefault(db, []).append((target, key, rule))
-            sourced, unsourced = set(), {}
-            for db, items in wanted.items():
-                self._endpoint.select(db)
-                replies = self._endpoint.pipeline([("EXISTS", key) for _target, key, _rule in items])
-                for (target, key, rule), there in zip(items, replies, strict=True):
-                    if there:
-                        sourced.add(target)
-                    else:
-                        unsourced[target] = Found(db, key, target, rule, Finding.EXTRA, "has no source")
-            for target, extra in unsourced.items():
-                if target not in sourced:
-                    self._note(extra)
+                if not any(origin.key is None for origin in found):
+                    for db, key, rule in found:
+                        assert key is not None
+                        wanted.setdefault(db, []).append((target, key, rule))
+            self._target_keys += len(keys)
             self._progress(len(keys))
+            self._without_source(wanted)
+            keys = scan.first()
+
+    def _without_source(self, wanted: dict[int, list[tuple[bytes, bytes, Rule]]]) -> None:
+        sourced: set[bytes] = set()
+        unsourced: dict[bytes, Found] = {}
+        for db, items in wanted.items():
+            self._endpoint.select(db)
+            if self._endpoint.call("EXISTS", *(key for _target, key, _rule in items)) == len(items):
+                sourced.update(target for target, _key, _rule in items)
+                continue
+            replies = self._endpoint.pipeline([("EXISTS", key) for _target, key, _rule in items])
+            for (target, key, rule), there in zip(items, replies, strict=True):
+                if there:
+                    sourced.add(target)
+                else:
+                    unsourced[target] = Found(db, key, target, rule, Finding.EXTRA, "has no source")
+        for target, extra in unsourced.items():
+            if target not in sourced:
+                self._note(extra)
 
     def unsettled(self) -> list[Found]:
         """Return the open differences that another look could settle."""
@@ -160,7 +192,7 @@ class _Run:
                 for found in batch:
                     self._counts[found.rule.step][found.finding] -= 1
                     del self.open[db, found.key]
-                self._checker.check(db, batch)
+                self._checker.finish(self._checker.batch(db, batch))
                 for found in batch:
                     self._note(found)
 
@@ -251,17 +283,6 @@ class _Run:
         else:
             self._unlisted += 1
 
-    def _scan(self, db: int, glob: bytes | None) -> Iterator[list[bytes]]:
-        cursor: bytes = b"0"
-        narrowed = () if glob is None else ("MATCH", glob)
-        while True:
-            self._endpoint.select(db)
-            cursor, keys = self._endpoint.call("SCAN", cursor, *narrowed, "COUNT", _SCAN)
-            if keys:
-                yield list(dict.fromkeys(keys))
-            if cursor == b"0":
-                return
-
     def _count_keys(self) -> int:
         total = 0
         for db in (*self._plan.source_dbs(), self._plan.target_db):
@@ -273,3 +294,41 @@ class _Run:
         self._done += keys
         if self._on_progress is not None:
             self._on_progress(self._done, max(self._total, self._done))
+
+
+class _Scan:
+    """One pass of SCAN over a database, page by page; a page may be asked for behind another request."""
+
+    def __init__(self, endpoint: Endpoint, db: int, glob: bytes | None) -> None:
+        self._endpoint = endpoint
+        self._db = db
+        self._narrowed: tuple[Argument, ...] = () if glob is None else ("MATCH", glob)
+        self._cursor = b""
+        self.done = False
+
+    def first(self) -> list[bytes]:
+        """Return the next page, [] at the end; it may be empty before."""
+        self.send_after(None)
+        return self.receive_after(None)[1]
+
+    def send_after(self, request: Request | None) -> None:
+        """Send a request and ask for the next page behind it. Whatever is sent here only reads."""
+        packed = b"" if request is None else request.packed
+        if not self.done:
+            scan = pack("SCAN", self._cursor or b"0", *self._narrowed, "COUNT", _SCAN)
+            packed += pack("SELECT", self._db) + scan
+        if packed:
+            self._endpoint.send(packed)
+
+    def receive_after(self, request: Request | None) -> tuple[list[Any] | None, list[bytes]]:
+        """Return the replies to the request, None without one, and the next page."""
+        expected = 0 if request is None else request.replies
+        replies = self._endpoint.receive(expected + (0 if self.done else 2))
+        keys: list[bytes] = []
+        if not self.done:
+            page = replies.pop()
+            if isinstance(page, ReplyError) or isinstance(replies.pop(), ReplyError):
+                raise EndpointError(f"scanning database {self._db}: {page}", hint="verify needs to read it")
+            self._cursor, keys = page
+            self.done = self._cursor == b"0"
+        return (None if request is None else replies), list(dict.fromkeys(keys))
