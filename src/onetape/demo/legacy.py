@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -34,10 +34,13 @@ class Survey(msgspec.Struct, frozen=True):
     types: dict[str, int]
 
 
-def fill(url: str, instruments: list[Instrument], seed: int) -> dict[str, int]:
-    """Fill the three databases, which must be empty; return how many ticks went to streams and to hashes."""
+def fill(url: str, instruments: list[Instrument], seed: int, live_hashes: Collection[str] = ()) -> dict[str, int]:
+    """Fill the three databases, which must be empty; return how many ticks went to streams and to hashes.
+
+    `live_hashes`: symbols whose `tick:{symbol}` a live writer will write.
+    """
     with Filler(url) as filler:
-        fill_ticks(filler, instruments)
+        fill_ticks(filler, instruments, live_hashes)
         families.fill(filler, instruments, seed)
         for db, keys in UNMATCHED.items():
             filler.select(db)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 
@@ -91,19 +92,23 @@ def stream_db(place: int) -> int:
     return 2 if place % 4 == 3 else 0
 
 
-def fill_ticks(filler: Filler, instruments: list[Instrument]) -> None:
+def fill_ticks(filler: Filler, instruments: list[Instrument], live_hashes: Collection[str]) -> None:
     """Write all ticks: early ones to hashes in database 2, the newest to `tick:{symbol}`, the others to streams.
 
-    Every tick is in one place only, so that it can be counted.
+    Every tick is in one place only, so that it can be counted. `live_hashes`: symbols whose `tick:{symbol}` belongs to
+    a live writer, who will overwrite it: their newest tick is in the stream.
     """
     for place, instrument in enumerate(instruments):
         early, stream, last = _split(instrument.ticks)
         feed = feed_of(instrument.symbol, instrument.real)
         filler.select(2)
         _fill_hashes(filler, instrument.symbol, feed, early)
-        filler.select(0)
-        filler.add("HSET", f"tick:{instrument.symbol}", *fields(feed, last))
-        filler.counts["ticks in hashes"] += 1
+        if instrument.symbol in live_hashes:
+            stream.append(last)
+        else:
+            filler.select(0)
+            filler.add("HSET", f"tick:{instrument.symbol}", *fields(feed, last))
+            filler.counts["ticks in hashes"] += 1
         if stream:
             filler.select(stream_db(place))
             ids = _fill_stream(filler, instrument.symbol, feed, stream)
