@@ -22,7 +22,6 @@ class _Way:
     def __init__(self, rule: Rule, text: str, part: str, values: tuple[str, ...], prefix: str) -> None:
         self.rule = rule
         self.target = Pattern(text)
-        self.head = self.target.prefix[: self.target.prefix.rfind(b":") + 1]
         source = Pattern("{key}" if rule.glob else rule.pattern)
         literals = [source.prefix, *source.separators, source.suffix]
         self._format = b"%b".join(literal.replace(b"%", b"%%") for literal in literals)
@@ -55,32 +54,36 @@ class Origins:
     """A plan turned round. Rules made in code with a transform cannot be, and give no origins."""
 
     def __init__(self, plan: Plan) -> None:
-        self._matchers = {db: plan.matcher(db) for db in plan.source_dbs()}
+        matchers = {db: plan.matcher(db) for db in plan.source_dbs()}
         self._target_db = plan.target_db
-        self._by_head: dict[bytes, list[_Way]] = {}
-        for rule in plan.rules:
-            if not rule.skip and rule.transform is None:
-                for way in _ways(rule):
-                    self._by_head.setdefault(way.head, []).append(way)
-        self._heads = sorted({len(head) for head in self._by_head})
+        ways = [
+            (way.target.prefix, way, matchers[rule.source_db], rule.types[0] if rule.types else "")
+            for rule in plan.rules
+            if not rule.skip and rule.transform is None
+            for way in _ways(rule)
+        ]
+        # A key's first word picks the few ways worth trying; those that begin with none are always tried.
+        heads = {_head(prefix) for prefix, *_rest in ways} | {b""}
+        self._by_head = {head: [way for way in ways if _head(way[0]) in (head, b"")] for head in heads}
 
     def of(self, target: bytes) -> list[Origin]:
         """Return every origin that the plan allows a target key to have, in the order of the rules."""
         found: list[Origin] = []
-        for length in self._heads:
-            for way in self._by_head.get(target[:length], ()):
-                values = way.target.split(target)
-                if values is None:
-                    continue
-                rule = way.rule
-                if rule.kind == "hash_ticks":
-                    found.append(Origin(rule.source_db, None, rule))
-                    continue
-                for key in way.source_keys(values):
-                    match = self._matchers[rule.source_db].match_type(key, rule.types[0] if rule.types else "")
-                    in_place = rule.source_db == self._target_db and key == target
-                    if match is not None and match[1] is rule and match[2] == target and not in_place:
-                        found.append(Origin(rule.source_db, key, rule))
+        for prefix, way, matcher, kind in self._by_head.get(_head(target)) or self._by_head[b""]:
+            if not target.startswith(prefix):
+                continue
+            values = way.target.split(target)
+            if values is None:
+                continue
+            rule = way.rule
+            if rule.kind == "hash_ticks":
+                found.append(Origin(rule.source_db, None, rule))
+                continue
+            for key in way.source_keys(values):
+                match = matcher.match_type(key, kind)
+                in_place = key == target and rule.source_db == self._target_db
+                if match is not None and match[1] is rule and match[2] == target and not in_place:
+                    found.append(Origin(rule.source_db, key, rule))
         return found
 
 
@@ -94,3 +97,7 @@ def _ways(rule: Rule) -> list[_Way]:
         except PatternError:
             continue  # a target without parts: one key, which the other direction checks
     return found
+
+
+def _head(key: bytes) -> bytes:
+    return key[: key.find(b":") + 1]

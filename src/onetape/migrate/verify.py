@@ -150,9 +150,9 @@ class _Run:
                     leftover.finding, leftover.told = Finding.EXTRA, "left by a run that was killed"
                     self._note(leftover)
                 found = origins.of(target)
-                if not any(origin.key is None for origin in found):
-                    for db, key, rule in found:
-                        assert key is not None
+                merged = [db for db, key, _rule in found if key is None]
+                for db, key, rule in found:
+                    if key is not None and not merged:
                         wanted.setdefault(db, []).append((target, key, rule))
             self._target_keys += len(keys)
             self._progress(len(keys))
