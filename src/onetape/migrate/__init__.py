@@ -1,1 +1,29 @@
 """The migrator: data scattered over Redis databases onto one database and one tape, while writers go on."""
+
+from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.ledger import Entry, Ledger, Outcome, Run
+from onetape.migrate.migration import Migration, PlanCheck, Reason, Status
+from onetape.migrate.plan import Case, Plan, Rule
+from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, EXIT_REFUSED, EXIT_SKIPS, Report
+from onetape.migrate.verdict import Verification
+
+__all__ = [
+    "EXIT_FAILURES",
+    "EXIT_OK",
+    "EXIT_REFUSED",
+    "EXIT_SKIPS",
+    "Case",
+    "Endpoint",
+    "Entry",
+    "Ledger",
+    "Migration",
+    "Outcome",
+    "Plan",
+    "PlanCheck",
+    "Reason",
+    "Report",
+    "Rule",
+    "Run",
+    "Status",
+    "Verification",
+]

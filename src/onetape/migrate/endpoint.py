@@ -172,7 +172,7 @@ class Endpoint:
     def call(self, *args: Argument) -> Any:
         """Send one command and return its reply. Raises EndpointError for an error reply."""
         self._refuse_writes([args])
-        self.send(pack(*args))
+        self._send(pack(*args))
         reply = self.receive(1)[0]
         if isinstance(reply, ReplyError):
             self._raise_reply(reply, args)
@@ -183,24 +183,24 @@ class Endpoint:
         if not commands:
             return []
         self._refuse_writes(commands)
-        self.send(b"".join([pack(*args) for args in commands]))
+        self._send(b"".join([pack(*args) for args in commands]))
         return self.receive(len(commands))
 
     def exchange(self, packed: bytes, replies: int) -> list[Any]:
-        """Send packed commands and return that many replies: the fast path of pipeline().
+        """Send packed commands and return that many replies: the fast path of pipeline()."""
+        self.send(packed)
+        return self.receive(replies)
+
+    def send(self, packed: bytes) -> None:
+        """Send packed commands; receive() must fetch all their replies before anything else is asked.
 
         On a connection that may not write, the buffer is parsed and every command in it checked first.
         """
         if not self.writable:
             self._refuse_writes(_commands_of(packed))
-        self.send(packed)
-        return self.receive(replies)
+        self._send(packed)
 
-    def send(self, packed: bytes) -> None:
-        """Send without waiting for replies; receive() must fetch them all before anything else is sent.
-
-        Only for a connection that may write: exchange() is what checks.
-        """
+    def _send(self, packed: bytes) -> None:
         try:
             if len(packed) <= _SEND_AT_ONCE_BYTES or self._tls:
                 self._sock.sendall(packed)

@@ -131,6 +131,11 @@ class Ledger:
         self._indexed = 0
         self._last_entry = 0
 
+    @property
+    def is_first_run(self) -> bool:
+        """Return whether no earlier run wrote anything: then no target can be ours."""
+        return self._indexed == 0
+
     @classmethod
     def open(cls, path: str | Path, *, mode: str = "w") -> Ledger:
         """Open a ledger; mode "w" creates it and makes this process its only writer, "r" only reads.
@@ -147,6 +152,7 @@ class Ledger:
             ledger = cls(path, db, lock_fd)
             if mode == "w":
                 ledger._last_entry = ledger._scalar("SELECT max(id) FROM entry")
+            ledger._indexed = ledger._scalar("SELECT value FROM state WHERE name = 'indexed'")
             return ledger
         except BaseException:
             if lock_fd is not None:
@@ -178,9 +184,7 @@ class Ledger:
 
     def set_state(self, **values: str) -> None:
         """Write values of the state row, all or none."""
-        self._write(
-            lambda: self._db.executemany("INSERT OR REPLACE INTO state VALUES(?,?)", list(values.items()))
-        )
+        self._write(lambda: self._db.executemany("INSERT OR REPLACE INTO state VALUES(?,?)", list(values.items())))
 
     def bind(self, plan: Plan, *, address: str, run_id: str) -> None:
         """Tie a new ledger to a plan and a server, or check that they are those of this ledger.
@@ -229,13 +233,11 @@ class Ledger:
         """Record that the run came to its end, and where its report is."""
         row = (clock.now_ns(), report, self._run)
         self._write(lambda: self._db.execute("UPDATE run SET ended_ns=?, report=? WHERE id=?", row))
+        self._index()
 
     def runs(self) -> list[Run]:
         """Return all runs, oldest first."""
-        return [
-            Run(*row)
-            for row in self._all("SELECT id, command, started_ns, ended_ns, report FROM run ORDER BY id")
-        ]
+        return [Run(*row) for row in self._all("SELECT id, command, started_ns, ended_ns, report FROM run ORDER BY id")]
 
     # Intents and outcomes
 
@@ -297,9 +299,26 @@ class Ledger:
             _raise(self.path, error)
         return found
 
-    def unsettled(self) -> Iterator[Entry]:
-        """Yield the entries of batches that were intended but never settled: a run was killed between."""
-        return self._entries("WHERE b.settled_ns IS NULL ORDER BY e.id")
+    def find_now(self, db: int, key: bytes) -> Known | None:
+        """Return what any run, this one included, last wrote for a source key. Reads the ledger through."""
+        rows = self._all(
+            "SELECT target, read, written, expire_ms FROM entry WHERE key = ? AND source_db = ? "
+            "AND written IS NOT NULL ORDER BY id DESC LIMIT 1",
+            (key, db),
+        )
+        return Known(*rows[0]) if rows else None
+
+    def unsettled(self) -> list[tuple[int, Entry]]:
+        """Return (batch, entry) of what was intended but never settled: a run was killed between.
+
+        An entry's outcome is here the one that was intended. There are at most a few batches of them.
+        """
+        sql = f"SELECT b.id, e.outcome, {_COLUMNS} {_FROM} WHERE b.settled_ns IS NULL ORDER BY e.id"
+        first = self._scalar("SELECT min(id) FROM batch WHERE settled_ns IS NULL")
+        if not first:
+            return []
+        rows = self._all(sql.replace("WHERE", f"WHERE e.id >= {first} AND"))
+        return [(row[0], msgspec.structs.replace(_entry(row[2:]), outcome=_OUTCOMES[row[1]])) for row in rows]
 
     def entries(self, *, run: int | None = None, step: str | None = None) -> Iterator[Entry]:
         """Yield all entries in the order in which they were written, of one run or step only if given."""
@@ -342,9 +361,8 @@ class Ledger:
     def _index(self) -> None:
         # Only rows of earlier runs, so that this run's inserts do not touch it. `id <= N` is part of the
         # index's definition, so each run makes its own.
-        known = self._scalar("SELECT value FROM state WHERE name = 'indexed'")
         last = self._last_entry
-        if last and known != last:
+        if self._indexed != last:
 
             def build() -> None:
                 self._db.execute("DROP INDEX IF EXISTS entry_by_hash")
@@ -414,9 +432,7 @@ def _connect(path: Path, mode: str) -> apsw.Connection:
         elif application != APPLICATION_ID:
             raise LedgerUnusable(f"{path} is not a ledger", hint="give another path with --ledger")
         elif version > FORMAT:
-            raise LedgerUnusable(
-                f"ledger {path} has format {version}, newer than {FORMAT}", hint="update onetape"
-            )
+            raise LedgerUnusable(f"ledger {path} has format {version}, newer than {FORMAT}", hint="update onetape")
         # What a killed process wrote is safe in the WAL; only a power cut can lose the last moments, and then
         # the keys themselves still say what was copied.
         db.pragma("synchronous", "normal")

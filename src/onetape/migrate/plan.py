@@ -83,6 +83,17 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         values = route.pattern.split(key)
         return None if values is None else dict(zip(route.pattern.names, values, strict=True))
 
+    @property
+    def prefix_glob(self) -> bytes:
+        """A Redis glob that every key of the rule matches."""
+        if self.glob:
+            return self.glob.encode()
+        return re.sub(rb"([\\*?\[\]^])", rb"\\\1", _route(self).pattern.prefix) + b"*"
+
+    def sample(self, mark: bytes) -> bytes:
+        """Return a key that the pattern fits, with `mark` for each part."""
+        return _route(self).own.fill((mark,) * len(_route(self).pattern.names))
+
     def target_of(self, key: bytes) -> bytes | None:
         """Return the key's name in the target database, or None if the key does not fit the pattern."""
         return _route(self).resolve(key)
@@ -125,9 +136,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
         try:
             raw = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise PlanInvalid(
-                f"{origin}: not TOML: {error}", hint="correct the file; nothing was done"
-            ) from error
+            raise PlanInvalid(f"{origin}: not TOML: {error}", hint="correct the file; nothing was done") from error
         rules = raw.pop("rule", [])
         if not isinstance(rules, list) or not rules:
             raise PlanInvalid(f"{origin}: no [[rule]]", hint="a plan needs at least one rule")
@@ -160,18 +169,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
         renamed).
         """
         rule = Rule(step=step, source_db=source_db, glob=glob, transform=transform)
-        plan = cls(
-            name=f"glob {glob}", target_db=target_db, timezone=timezone, rules=(rule,), origin=f"glob {glob}"
-        )
+        plan = cls(name=f"glob {glob}", target_db=target_db, timezone=timezone, rules=(rule,), origin=f"glob {glob}")
         plan.validate()
         return plan
 
     def with_source(self, step: str, db: int) -> Plan:
         """Return the plan with all rules of `step` reading from database `db`; equal rules become one."""
         self._known([step])
-        moved = (
-            msgspec.structs.replace(rule, source_db=db) if rule.step == step else rule for rule in self.rules
-        )
+        moved = (msgspec.structs.replace(rule, source_db=db) if rule.step == step else rule for rule in self.rules)
         return self._replaced(rules=tuple(dict.fromkeys(moved)))
 
     def with_target(self, db: int) -> Plan:
@@ -195,9 +200,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
     def _known(self, steps: list[str]) -> None:
         for step in steps:
             if step not in self.steps:
-                raise PlanInvalid(
-                    f"{self.origin}: no step {step!r}", hint="steps are " + ", ".join(self.steps)
-                )
+                raise PlanInvalid(f"{self.origin}: no step {step!r}", hint="steps are " + ", ".join(self.steps))
 
     @cached_property
     def steps(self) -> tuple[str, ...]:
@@ -207,9 +210,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
     @cached_property
     def hash(self) -> str:
         """The sha256 of what the plan says, in hex: equal for equal rules, however the file is laid out."""
-        rules = [
-            {**msgspec.structs.asdict(rule), "transform": _name_of(rule.transform)} for rule in self.rules
-        ]
+        rules = [{**msgspec.structs.asdict(rule), "transform": _name_of(rule.transform)} for rule in self.rules]
         content = {"name": self.name, "target_db": self.target_db, "timezone": self.timezone, "rules": rules}
         return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
@@ -256,9 +257,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
             self._validate_rule(index, rule)
             earlier = seen.setdefault((rule.source_db, rule.pattern or rule.glob, rule.types), index)
             if earlier != index:
-                self._invalid(
-                    index, f"has the database and pattern of rule {earlier + 1}: it would never match"
-                )
+                self._invalid(index, f"has the database and pattern of rule {earlier + 1}: it would never match")
         self._refuse_chains()
 
     def _validate_rule(self, index: int, rule: Rule) -> None:
@@ -293,12 +292,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
                 sample = template.sample()
                 for hit, other in matcher.candidates(sample):
                     onward = other.target_of(sample)
-                    if (
-                        onward is not None
-                        and onward != sample
-                        and not other.skip
-                        and other.kind != "hash_ticks"
-                    ):
+                    onward = None if other.skip or other.kind == "hash_ticks" else onward
+                    if onward not in (None, sample):
                         self._invalid(
                             index,
                             f"its target {template.text!r} is a source of rule {hit + 1} "
@@ -306,11 +301,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
                         )
 
     def _invalid(self, index: int | None, why: str) -> NoReturn:
-        where = (
-            ""
-            if index is None
-            else f" rule {index + 1} ({self.rules[index].pattern or self.rules[index].glob}):"
-        )
+        where = "" if index is None else f" rule {index + 1} ({self.rules[index].pattern or self.rules[index].glob}):"
         raise PlanInvalid(
             f"{self.origin}:{where} {why}",
             hint="correct the plan; nothing was done",
@@ -327,14 +318,11 @@ class Matcher:
         self._open = [item for item in rules if b":" not in _route(item[1]).pattern.prefix]
         heads = {_head(_route(rule).pattern.prefix) for _, rule in rules} - {b""}
         self._by_head = {
-            head: [
-                item for item in rules if item in self._open or _head(_route(item[1]).pattern.prefix) == head
-            ]
+            head: [item for item in rules if item in self._open or _head(_route(item[1]).pattern.prefix) == head]
             for head in heads
         }
         self._chains = {
-            head: [(i, rule, _route(rule).resolve) for i, rule in items]
-            for head, items in self._by_head.items()
+            head: [(i, rule, _route(rule).resolve) for i, rule in items] for head, items in self._by_head.items()
         }
         self._open_chain = [(i, rule, _route(rule).resolve) for i, rule in self._open]
 
@@ -376,6 +364,7 @@ class _Route:
     def __init__(self, rule: Rule) -> None:
         self.pattern = Pattern("{key}" if rule.glob else rule.pattern)
         self._transform = rule.transform
+        self.own = Template(self.pattern.text, self.pattern)  # writes the key itself
         self._default = Template(rule.target or self.pattern.text, self.pattern)
         self._exact: dict[bytes, Template] = {}
         self._prefixes: list[tuple[bytes, Template]] = []

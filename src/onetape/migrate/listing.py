@@ -1,0 +1,290 @@
+"""The listing: the keys of the source databases, each once, by step, while the databases live on.
+
+Every database is scanned once, however many steps read from it: what a later step needs is kept in a
+temporary file. SCAN may give a key twice when the server's table grows; a filter of bits tells the many keys
+that are new from the few that may be repeats, and those are decided at the end of the scan against a file of
+64-bit fingerprints. So memory stays flat: at most 32 MiB of bits, one page, and the few.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+import msgspec
+import numpy as np
+
+from onetape.migrate.endpoint import Endpoint, ReplyError
+from onetape.migrate.plan import Matcher, Plan
+
+SCAN_COUNT = 1000
+#: How many unmatched keys of a database are named; all are counted.
+UNMATCHED_NAMED = 1000
+
+_FILTER_BITS_A_KEY = 64  # one key in 130 is then taken for a repeat at first
+_FILTER_BITS_MAX = 2**28
+_HEAD = struct.Struct("<IH")
+
+
+class Page(msgspec.Struct):
+    """Some keys of one source database: parallel lists of keys, targets and the rules' indexes."""
+
+    db: int
+    keys: list[bytes]
+    targets: list[bytes]
+    rules: list[int]
+
+
+class Unmatched(msgspec.Struct):
+    """Keys of a database that no rule matches: how many, and the first of them."""
+
+    count: int
+    first: list[bytes]
+
+
+class Listing:
+    """Lists the keys that some steps of a plan read (None: all steps).
+
+    `total`: keys in their source databases at the start.
+    """
+
+    def __init__(self, endpoint: Endpoint, plan: Plan, wanted: tuple[str, ...] | None = None) -> None:
+        self._endpoint = endpoint
+        self._plan = plan
+        steps = plan.steps if wanted is None else wanted
+        dbs = dict.fromkeys(rule.source_db for rule in plan.rules if rule.step in steps)
+        self._sources = {db: _Source(endpoint, plan, db, steps) for db in dbs}
+        self.total = sum(source.total for source in self._sources.values())
+
+    @property
+    def unmatched(self) -> dict[int, Unmatched]:
+        """The keys that no rule matches, by database, of what was scanned so far."""
+        return {db: source.unmatched for db, source in self._sources.items()}
+
+    @property
+    def unmatched_count(self) -> int:
+        """How many keys no rule matches, of what was scanned so far."""
+        return sum(source.unmatched.count for source in self._sources.values())
+
+    def pages(self, step: str) -> Iterator[Page]:
+        """Yield the keys of a step. It may be left early: other steps find what was passed over."""
+        for db in dict.fromkeys(rule.source_db for rule in self._plan.rules if rule.step == step):
+            yield from self._sources[db].pages(step)
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        for source in self._sources.values():
+            source.close()
+
+
+class _Source:
+    """One database on its way through SCAN, with what later steps need of it."""
+
+    def __init__(self, endpoint: Endpoint, plan: Plan, db: int, wanted: tuple[str, ...]) -> None:
+        self._endpoint = endpoint
+        self._plan = plan
+        self._db = db
+        self._matcher: Matcher = plan.matcher(db)
+        self._steps = [rule.step for rule in plan.rules]
+        self._wanted = wanted
+        self._spools: dict[str, _Spool] = {}
+        self._repeats: _Repeats | None = None
+        self._select()
+        self.total = int(endpoint.call("DBSIZE"))
+        self._scan: Iterator[Page] | None = None
+        self.unmatched = Unmatched(0, [])
+
+    def _select(self) -> None:
+        if self._endpoint.db != self._db:
+            self._endpoint.select(self._db)
+
+    def pages(self, step: str) -> Iterator[Page]:
+        spool = self._spools.get(step)
+        if spool is not None:
+            yield from spool.pages(self._plan, self._db)
+        if self._scan is None:
+            self._scan = self._matched()
+        for page in self._scan:
+            mine = self._of_step(page, step)
+            if mine.keys:
+                yield mine
+
+    def _of_step(self, page: Page, step: str) -> Page:
+        """Return what of the page belongs to the step; the rest goes to the spools of the other steps."""
+        steps = self._steps
+        wanted = [steps[rule] for rule in page.rules]
+        if wanted.count(step) == len(wanted):
+            return page
+        mine = Page(self._db, [], [], [])
+        for at, other in enumerate(wanted):
+            if other == step:
+                mine.keys.append(page.keys[at])
+                mine.targets.append(page.targets[at])
+                mine.rules.append(page.rules[at])
+            elif other in self._wanted:
+                if other not in self._spools:
+                    self._spools[other] = _Spool()
+                self._spools[other].put(page.keys[at], page.rules[at])
+        return mine
+
+    def _matched(self) -> Iterator[Page]:
+        for keys in self._new_keys():
+            yield self._match(keys)
+
+    def _match(self, keys: list[bytes]) -> Page:
+        page = Page(self._db, [], [], [])
+        match, typed = self._matcher.match, []
+        for key in keys:
+            hit = match(key)
+            if hit is None:
+                self._miss(key)
+            elif hit[1].types:
+                typed.append(key)
+            else:
+                page.rules.append(hit[0])
+                page.keys.append(key)
+                page.targets.append(hit[2])
+        if typed:
+            self._match_types(typed, page)
+        return page
+
+    def _match_types(self, keys: list[bytes], page: Page) -> None:
+        self._select()
+        for key, kind in zip(keys, self._endpoint.pipeline([("TYPE", key) for key in keys]), strict=True):
+            name = "none" if isinstance(kind, ReplyError) else kind.decode()
+            hit = self._matcher.match_type(key, name)
+            if hit is not None:
+                page.rules.append(hit[0])
+                page.keys.append(key)
+                page.targets.append(hit[2])
+            elif name != "none":  # gone meanwhile is no reason to list it
+                self._miss(key)
+
+    def _miss(self, key: bytes) -> None:
+        self.unmatched.count += 1
+        if len(self.unmatched.first) < UNMATCHED_NAMED:
+            self.unmatched.first.append(key)
+
+    def _new_keys(self) -> Iterator[list[bytes]]:
+        self._repeats = repeats = _Repeats(self.total)
+        for keys in self._scanned():
+            fresh = repeats.fresh(keys)
+            if fresh:
+                yield fresh
+        late = repeats.resolved()
+        for start in range(0, len(late), SCAN_COUNT):
+            yield late[start : start + SCAN_COUNT]
+        repeats.close()
+
+    def _scanned(self) -> Iterator[list[bytes]]:
+        glob = self._plan.scan_glob(self._db)
+        extra = () if glob is None else (b"MATCH", glob)
+        cursor = b"0"
+        while True:
+            self._select()
+            cursor, keys = self._endpoint.call("SCAN", cursor, *extra, "COUNT", SCAN_COUNT)
+            if keys:
+                yield keys
+            if cursor == b"0":
+                return
+
+    def close(self) -> None:
+        for spool in self._spools.values():
+            spool.close()
+        if self._repeats is not None:
+            self._repeats.close()
+
+
+class _Repeats:
+    """Tells keys that are new from keys that SCAN gave before."""
+
+    def __init__(self, expected: int) -> None:
+        bits = 1 << max(16, (min(_FILTER_BITS_MAX, expected * _FILTER_BITS_A_KEY) - 1).bit_length())
+        self._mask = np.uint64(bits - 1)
+        self._bits = np.zeros(bits // 8, np.uint8)
+        self._file: IO[bytes] = _temporary()
+        self._suspects: dict[int, bytes] = {}
+
+    def fresh(self, keys: list[bytes]) -> list[bytes]:
+        """Return the keys that are surely new; the others are kept for resolved()."""
+        prints = np.fromiter(map(hash, keys), np.int64, len(keys))
+        places = prints.view(np.uint64) & self._mask
+        byte = (places >> np.uint64(3)).astype(np.int64)
+        bit = np.left_shift(np.uint8(1), (places & np.uint64(7)).astype(np.uint8))
+        doubtful = (self._bits[byte] & bit) != 0
+        first = np.unique(places, return_index=True)[1]
+        if len(first) != len(keys):  # two in one page
+            once = np.zeros(len(keys), bool)
+            once[first] = True
+            doubtful |= ~once
+        np.bitwise_or.at(self._bits, byte, bit)
+        if not doubtful.any():
+            self._file.write(prints.tobytes())
+            return keys
+        self._file.write(prints[~doubtful].tobytes())
+        for place in np.flatnonzero(doubtful):
+            self._suspects[int(prints[place])] = keys[place]
+        return [key for key, held in zip(keys, doubtful, strict=True) if not held]
+
+    def resolved(self) -> list[bytes]:
+        """Return, at the end of the scan, the kept keys that were new after all, each once."""
+        if not self._suspects:
+            return []
+        prints = np.fromiter(self._suspects, np.int64, len(self._suspects))
+        repeated = np.zeros(len(prints), bool)
+        self._file.seek(0)
+        while chunk := self._file.read(8 * 2**17):
+            repeated |= np.isin(prints, np.frombuffer(chunk, np.int64))
+        return [key for key, again in zip(self._suspects.values(), repeated, strict=True) if not again]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Spool:
+    """Keys of one step, kept on disk until the step's turn."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = _temporary()
+        self._read_at = 0
+
+    def put(self, key: bytes, rule: int) -> None:
+        self._file.write(_HEAD.pack(len(key), rule) + key)
+
+    def pages(self, plan: Plan, db: int) -> Iterator[Page]:
+        while True:
+            page = Page(db, [], [], [])
+            self._file.seek(self._read_at)
+            while len(page.keys) < SCAN_COUNT and (head := self._file.read(_HEAD.size)):
+                size, rule = _HEAD.unpack(head)
+                key = self._file.read(size)
+                target = plan.rules[rule].target_of(key)
+                if target is not None:
+                    page.keys.append(key)
+                    page.targets.append(target)
+                    page.rules.append(rule)
+            self._read_at = self._file.tell()
+            self._file.seek(0, 2)
+            if not page.keys:
+                return
+            yield page
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _temporary() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="onetape-", buffering=2**16)
+
+
+def memory_usage(endpoint: Endpoint, db: int, keys: list[bytes]) -> list[int]:
+    """Return about how many bytes each key takes in the server's memory; 0 where it is gone or not told."""
+    if endpoint.db != db:
+        endpoint.select(db)
+    packed = b"".join([b"*3\r\n$6\r\nMEMORY\r\n$5\r\nUSAGE\r\n$%d\r\n%b\r\n" % (len(k), k) for k in keys])
+    return [n if n.__class__ is int else 0 for n in endpoint.exchange(packed, len(keys))]
+
+
+__all__ = ["SCAN_COUNT", "Listing", "Page", "Unmatched", "memory_usage"]
