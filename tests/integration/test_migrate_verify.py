@@ -245,6 +245,21 @@ def test_the_ledger_explains_what_it_can_and_nothing_else(
     assert len(found.differences) == 1
 
 
+def test_a_hash_that_live_writers_go_on_writing_is_stale_and_a_new_one_too(
+    endpoint: Endpoint, reader: Endpoint, tape: Tape, ledger: Ledger
+) -> None:
+    fill(endpoint)
+    move(endpoint, tape, ledger)
+    endpoint.call("HSET", "tick:NSE:INFY", "ltp", 4, "timestamp", MS + 99)
+    endpoint.call("HSET", "tick:NEW", "ltp", 4, "timestamp", 2_000_000_000_000)
+    found = quick(reader, tape=tape, ledger=ledger)
+    assert (found.verdict, total(found, "stale")) == ("converged with listed skips", 2), found.differences
+    endpoint.select(0)
+    endpoint.call("HSET", "tick:OLD", "ltp", 4, "timestamp", MS)
+    found = quick(reader, tape=tape, ledger=ledger)
+    assert (found.verdict, total(found, "missing")) == ("not proven", 1)
+
+
 def test_ticks_and_bars_that_are_not_on_the_tape_are_found(endpoint: Endpoint, reader: Endpoint, tape: Tape) -> None:
     fill(endpoint)
     move(endpoint)

@@ -84,6 +84,13 @@ def missing(endpoint: Endpoint, stream: bytes, entries: Sequence[MergeEntry]) ->
     return [entry for entry in entries if present.get(entry.identity) != entry.stored()]
 
 
+def earlier_of(endpoint: Endpoint, stream: bytes, identity: bytes) -> bool:
+    """Return whether one of the stream's newest 2,000 entries was merged from the same key as this identity."""
+    key_half = identity[:8].hex().encode()
+    newest = endpoint.call("XREVRANGE", stream, "+", "-", "COUNT", 2 * _BATCH)
+    return any(fields[-2] == IDENTITY_FIELD and fields[-1].startswith(key_half) for _id, fields in newest)
+
+
 def parse_id(text: bytes) -> Id:
     """Return a stream id as its two numbers."""
     ms, _dash, n = text.partition(b"-")

@@ -9,7 +9,7 @@ from onetape.migrate import compare, content
 from onetape.migrate.compare import Comparer, Request
 from onetape.migrate.endpoint import Endpoint, ReplyError
 from onetape.migrate.hash_ticks import HashTickReader
-from onetape.migrate.merge import IDENTITY_FIELD, missing, parse_id
+from onetape.migrate.merge import IDENTITY_FIELD, earlier_of, missing, parse_id
 from onetape.migrate.plan import Plan
 from onetape.migrate.stream_state import stream_state
 from onetape.migrate.ticks import Lander, cursor_name, symbol_of
@@ -194,6 +194,10 @@ class Checker:
                 found.finding, found.told = Finding.FAILED, tick.why
             elif tick.identity in absent:
                 found.finding, found.told = Finding.MISSING, "not in the stream it is merged into"
+                found.event_ns = tick.event_ns
+                if earlier_of(self._endpoint, tick.stream, tick.identity):
+                    found.finding = Finding.STALE
+                    found.told = "an earlier tick of this key is in the stream; the hash was written since"
             elif tick.identity in off_tape:
                 found.finding, found.told = Finding.NOT_ON_TAPE, "in the stream, but not on the tape"
             elif tick.rejected is not None and self._tape is not None:

@@ -19,7 +19,7 @@ class Finding(enum.StrEnum):
     # Listed: explained, and nothing is lost.
     SKIPPED = "skipped"  # a rule says so
     NEWER_TARGET_KEPT = "newer_target_kept"  # the ledger says that somebody newer wrote the target
-    STALE = "stale"  # the target is what the ledger says was copied; the source was written since
+    STALE = "stale"  # the target is what was copied; the source was written since
     NOT_A_TICK = "not_a_tick"  # copied or merged, but nothing that a tape could hold
     SOURCE_GONE = "source_gone"  # the ledger says that it was copied; the source is no more
     EXTRA = "extra"  # in the target, of a shape that a rule writes, and without a source
@@ -48,7 +48,10 @@ EXIT_CODES = {CONVERGED: 0, WITH_SKIPS: 3, NOT_PROVEN: 1}
 
 
 class Found(msgspec.Struct):
-    """One key and its place, with what was found of it; `told` says it in words."""
+    """One key and its place, with what was found of it; `told` says it in words.
+
+    `event_ns` is when the tick of a hash that is missing happened.
+    """
 
     source_db: int
     key: bytes
@@ -56,6 +59,7 @@ class Found(msgspec.Struct):
     rule: Rule
     finding: Finding = Finding.EQUAL
     told: str = ""
+    event_ns: int | None = None
 
     def line(self) -> str:
         """Return it as one line."""

@@ -200,6 +200,10 @@ class _Run:
         """Find the reasons for open differences in the ledger: one reading of it, if there are any."""
         if not self.open:
             return
+        began_ns = max((run.started_ns for run in ledger.runs() if run.command == "backfill"), default=None)
+        for found in self.open.values():
+            if found.event_ns is not None and began_ns is not None and found.event_ns > began_ns:
+                self._explained(found, Finding.STALE, "its tick is later than the last backfill")
         newest: dict[tuple[int, bytes], Entry] = {}
         copied: dict[tuple[int, bytes], Entry] = {}
         for entry in ledger.entries():
@@ -212,11 +216,14 @@ class _Run:
             found = self.open[place]
             finding, told = self._reason(found, entry, copied.get(place))
             if finding is not None:
-                self._counts[found.rule.step][found.finding] -= 1
-                self._counts[found.rule.step][finding] += 1
-                found.finding, found.told = finding, told
+                self._explained(found, finding, told)
             elif entry.error:
                 found.told += f"; the ledger says {entry.outcome}: {entry.error}"
+
+    def _explained(self, found: Found, finding: Finding, told: str) -> None:
+        self._counts[found.rule.step][found.finding] -= 1
+        self._counts[found.rule.step][finding] += 1
+        found.finding, found.told = finding, told
 
     def _reason(self, found: Found, newest: Entry, copied: Entry | None) -> tuple[Finding | None, str]:
         if found.finding is Finding.EXTRA:
