@@ -1,0 +1,88 @@
+"""onetape demo: a legacy system under live writes becomes one verified tape, before your eyes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onetape.cli.output import json_line
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from onetape.record import Bar
+
+_SAMPLES = Path("../shared/data")
+
+
+def demo(
+    ticks: Annotated[int, typer.Option(metavar="N", help="Ticks of the legacy system.")] = 220_000,
+    symbols: Annotated[int, typer.Option(metavar="N", help="Its symbols, at least 50.")] = 56,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of what is simulated.")] = 1,
+    keep: Annotated[Path, typer.Option(metavar="DIR", help="Where tape, ledger and reports stay.")] = Path("demo-data"),
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Use this Redis; databases 0, 1, 2, 5 must be empty. [default: a private one]"
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print only what was measured, as one JSON object.")] = False,
+) -> None:
+    """Migrate a legacy system of real market data to a verified tape, while its writers go on.
+
+    Ticks are real where the sample data is present (ONETAPE_SAMPLE_DATA, else ../shared/data), else simulated.
+    """
+    from onetape.demo.story import Options, run
+    from onetape.demo.telling import Telling
+
+    # A terminal that closes or a supervisor ends us with these: servers and writers are then ended in order, too
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    options = Options(
+        ticks=ticks,
+        symbols=symbols,
+        seed=seed,
+        keep=keep,
+        server=server,
+        samples=_samples(),
+        command=_command(),
+        chart=_chart,
+    )
+    measured = run(options, Telling(quiet=json))
+    if json:
+        sys.stdout.write(json_line(measured) + "\n")
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _samples() -> Path | None:
+    path = Path(os.environ.get("ONETAPE_SAMPLE_DATA") or _SAMPLES)
+    return path if path.is_dir() else None
+
+
+def _command() -> str:
+    """Return how to call this program from here: its name if the PATH finds it, else its path."""
+    program = Path(sys.argv[0])
+    if program.name != "onetape":
+        return f"{shlex.quote(sys.executable)} -m onetape"
+    found = shutil.which("onetape")
+    if found is not None and Path(found).absolute() == program.absolute():
+        return "onetape"
+    return shlex.quote(os.path.relpath(program))
+
+
+def _chart(bars: Sequence[Bar], width: int, height: int, title: str, ascii_only: bool, colour: bool) -> Text:
+    from onetape.cli.chart import candle_chart
+
+    return candle_chart(bars, width, height, title=title, ascii_only=ascii_only, colour=colour)
