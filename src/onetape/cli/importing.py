@@ -1,0 +1,5 @@
+"""onetape import."""
+
+
+def import_files() -> None:
+    """Import."""

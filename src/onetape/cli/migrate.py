@@ -1,0 +1,10 @@
+"""onetape migrate."""
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def plan() -> None:
+    """Plan."""
