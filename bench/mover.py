@@ -20,11 +20,8 @@ from pathlib import Path
 import redis
 
 from bench import keys
-from onetape.embedded import EmbeddedServer  # noqa: F401  (what an embedding program has loaded)
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.ledger import Ledger
+from onetape.migrate.migration import Migration
 from onetape.migrate.plan import Plan
-from onetape.migrate.verify import verify
 
 _PLAN = Path(__file__).with_name("plan.toml")
 _PIPELINE = 1000
@@ -50,40 +47,21 @@ def main(way: str, port: int, folder: Path, count: int) -> None:
 
 
 def _backfill(port: int, folder: Path, _count: int) -> int:
-    from onetape.migrate.copy import Copier
-    from onetape.migrate.lane import Batch
-    from onetape.migrate.listing import Listing
-
-    url = f"redis://127.0.0.1:{port}"
-    plan, done = Plan.load(_PLAN), 0
-
-    def count(batch: Batch, outcomes: list[int | None], _errors: list[str | None]) -> None:
-        nonlocal done
-        done += sum(outcome is not None for outcome in outcomes)
-
-    with Endpoint.connect(url) as endpoint, Ledger.open(folder / "ledger") as ledger:
-        ledger.bind(plan, address=endpoint.address, run_id=endpoint.run_id)
-        ledger.begin_run("backfill")
-        listing = Listing(endpoint, plan)
-        copier = Copier(lambda: Endpoint.connect(url), ledger, plan.target_db, count, careful=bool(ledger._indexed))
-        for step in plan.steps:
-            for page in listing.pages(step):
-                for at in range(0, len(page.keys), 200):
-                    part = slice(at, at + 200)
-                    copier.put(Batch(page.db, page.keys[part], page.targets[part], page.rules[part]))
-        copier.flush()
-        ledger.end_run()
-    return done
+    report = _migration(port, folder).backfill()
+    done = {"copied", "unchanged"}
+    return sum(number for counts in report.steps.values() for outcome, number in counts.items() if outcome in done)
 
 
 def _verify(port: int, folder: Path, _count: int) -> int:
-    plan = Plan.load(_PLAN)
-    endpoint = Endpoint.connect(f"redis://127.0.0.1:{port}", writable=False)
-    with endpoint, Ledger.open(folder / "ledger", mode="r") as ledger:
-        result = verify(endpoint, plan, ledger)
+    result = _migration(port, folder).verify()
     if result.verdict != "converged":
         raise RuntimeError(f"{result.verdict}: {result.differences[:3]}")
     return result.checked
+
+
+def _migration(port: int, folder: Path) -> Migration:
+    url = f"redis://127.0.0.1:{port}"
+    return Migration(url, plan=Plan.load(_PLAN), ledger_path=folder / "ledger", report_dir=folder)
 
 
 def _blind(port: int, _folder: Path, _count: int) -> int:
