@@ -31,7 +31,8 @@ from onetape.tape import Tape
 #: Told as the verify goes on: keys looked at so far, and about how many there are.
 Progress = Callable[[int, int], None]
 
-_SCAN = 1000
+_SCAN = 300  # keys a page: what is asked of the server at once
+_AGAIN = 1000
 _OPEN_MAX = 100_000
 _OURS = b"onetape:"  # temporary keys of a copy or a merge that was killed
 
@@ -187,8 +188,8 @@ class _Run:
         again.sort(key=lambda found: found.source_db)
         for db, group in groupby(again, key=lambda found: found.source_db):
             members = list(group)
-            for at in range(0, len(members), _SCAN):
-                batch = members[at : at + _SCAN]
+            for at in range(0, len(members), _AGAIN):
+                batch = members[at : at + _AGAIN]
                 for found in batch:
                     self._counts[found.rule.step][found.finding] -= 1
                     del self.open[db, found.key]
