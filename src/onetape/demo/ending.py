@@ -35,12 +35,13 @@ class TapeSize(msgspec.Struct, frozen=True):
 
 
 def measure(tape: Tape) -> TapeSize:
-    """Seal the tape and measure it: file and write-ahead log."""
+    """Seal and close the tape, which empties its write-ahead log into it, and measure the file."""
     tape.seal()
     stats = tape.stats()
-    taken = stats.file_bytes + stats.wal_bytes
+    tape.close()
+    taken = sum(path.stat().st_size for path in tape.path.parent.glob(f"{tape.path.name}*"))
     bars = stats.bars_kept + stats.bars_given
-    return TapeSize(taken, stats.ticks, bars, stats.symbols, taken / max(1, stats.ticks))
+    return TapeSize(taken, stats.ticks, bars, stats.symbols, round(taken / max(1, stats.ticks), 2))
 
 
 def show_latest(telling: Telling, tape: Tape, instruments: Sequence[Instrument], tally: Tally) -> dict[str, Tick]:
@@ -79,8 +80,10 @@ def show_candles(telling: Telling, tape: Tape, instruments: Sequence[Instrument]
     )
     bars = tape.bar_list(chosen.symbol, interval)
     title = f"{chosen.symbol}  {interval}" + ("" if chosen.real else "  (simulated)")
+    telling.gap()
     drawn = chart(bars[-_CANDLES_MAX:], telling.width, _CHART_ROWS, title, telling.ascii_only, telling.colour)
     telling.show(drawn)
+    telling.gap()
     return f"{chosen.symbol} {interval}"
 
 

@@ -46,7 +46,8 @@ class Place:
         """Write down what this run leaves in the folder: the tape, the ledger, and these files."""
         names = {f"{name}{suffix}" for name in (TAPE, LEDGER) for suffix in _SUFFIXES}
         names |= {path.name for path in files if path.parent.absolute() == self.folder.absolute()}
-        marker = Marker(to_text(now_ns()), sorted(names))
+        made = to_text(now_ns() // 1_000_000_000 * 1_000_000_000).removesuffix(".000Z") + "Z"
+        marker = Marker(made, sorted(names))
         (self.folder / MARKER).write_bytes(msgspec.json.format(msgspec.json.encode(marker)))
 
     def _remove(self, marker: Path) -> None:

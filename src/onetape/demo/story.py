@@ -28,10 +28,10 @@ from onetape.embedded import EmbeddedServer
 from onetape.errors import ConfigInvalid, MigrationError
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.migration import Migration
-from onetape.migrate.plan import Plan
+from onetape.migrate.plan import Plan, Rule
 from onetape.migrate.report import Report, key_text
 from onetape.migrate.verdict import CONVERGED
-from onetape.progress import Progress
+from onetape.progress import ProgressMeter
 from onetape.tape import Tape
 
 #: Simulated instruments that live writers write to: as streams, and as hashes that hold the newest tick.
@@ -191,7 +191,7 @@ class _Story:
         if found.refusals:
             raise MigrationError(f"this server is not fit for a migration: {'; '.join(found.refusals)}")
         rows = [
-            [step, str(db), pattern, _target(rule.target, len(rule.case)), f"{keys:,}"]
+            [step, str(db), pattern, _target(rule), f"{keys:,}"]
             for (step, db, pattern, keys), rule in zip(found.rules, Plan.load().rules, strict=True)
         ]
         telling.table(["step", "db", "old name", "new name in database 1", "keys"], rows, left=4)
@@ -260,8 +260,9 @@ class _Story:
     def _verify(self, migration: Migration) -> None:
         telling = self._telling
         telling.chapter("Verify: a second, independent reading of everything, in both directions")
+        meter = ProgressMeter("verify")
         with telling.progress("verify") as update:
-            found = migration.verify(on_progress=lambda done, total: update(_at("verify", done, total)))
+            found = migration.verify(on_progress=lambda done, total: update(meter.update(done, total)))
         telling.table(*outcomes(found.counts))
         telling.line(words.of_verify(found))
         report = migration.status().runs[-1].report
@@ -300,9 +301,10 @@ class _Story:
     def _show(self, tape: Tape, tally: Tally) -> None:
         telling = self._telling
         telling.chapter("The tape")
+        taken = ending.measure(tape)
+        self._tape = tape = tapes.open(self._place.tape, mode="r")
         latest = ending.show_latest(telling, tape, self._instruments, tally)
         charted = ending.show_candles(telling, tape, self._instruments, tally, self._options.chart)
-        taken = ending.measure(tape)
         ending.show_size(telling, self._place, taken)
         self.measured["latest"] = {symbol: msgspec.to_builtins(tick) for symbol, tick in latest.items()}
         self.measured["tape"] = {"path": str(self._place.tape), **msgspec.to_builtins(taken)}
@@ -313,13 +315,10 @@ class _Story:
             self._reports.append(Path(report.path))
 
 
-def _target(target: str, cases: int) -> str:
-    """Return a rule's target as the table shows it."""
-    return (target or "the same") + (f" and {cases} more" if cases else "")
-
-
-def _at(step: str, done: int, total: int) -> Progress:
-    return Progress(step, done, total, 0.0, 0.0, None)
+def _target(rule: Rule) -> str:
+    """Return a rule's target as the table shows it: what all its cases share, and … for what they do not."""
+    words = zip(*(target.split(":") for target in (rule.target, *(case.target for case in rule.case))), strict=False)
+    return ":".join(word[0] if len(set(word)) == 1 else "…" for word in words) or "the same"
 
 
 def _measured(report: Report) -> dict[str, Any]:

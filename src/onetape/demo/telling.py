@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from onetape import progress
@@ -51,38 +50,40 @@ class Telling:
     def line(self, text: str, style: str = "") -> None:
         """Print a paragraph of a chapter, indented and broken at blanks."""
         for part in Text(text, style=style).wrap(self._console, self.width - 3):
+            part.rstrip()
             self._console.print(Text("   ") + part, soft_wrap=True)
 
     def plain(self, text: str, style: str = "") -> None:
         """Print a line as it is, never broken: what can be copied must stay whole."""
         self._console.print(Text(f"   {text}", style=style), soft_wrap=True)
 
+    def gap(self) -> None:
+        """Print an empty line."""
+        self._console.print()
+
     def show(self, thing: RenderableType) -> None:
         """Print something that rich can draw."""
         self._console.print(thing)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-        """Print a table; the first `left` columns are text, the others numbers."""
-        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-        for at, name in enumerate(head):
-            table.add_column(name, justify="left" if at < left else "right", no_wrap=True, overflow="ellipsis")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        grid = Table.grid(padding=0)
-        grid.add_row("   ", table)
-        self._console.print(grid)
+        """Print a table with nothing cut off; the first `left` columns are text, the others numbers."""
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        for at, row in enumerate((head, *rows)):
+            cells = [
+                cell.ljust(width) if column < left else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            self.plain("  ".join(cells).rstrip(), "" if at else "dim")
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[progress.Progress], None]]:
         """Show progress with rate and time left while the block runs; gives what to call. Gone when it ends."""
-        columns = (TextColumn("   {task.description}"), BarColumn(30), _Numbers())
+        columns = (TextColumn("   {task.description:<12}"), BarColumn(24), _Numbers())
         with Progress(*columns, console=self._console, transient=True, disable=not sys.stdout.isatty()) as shown:
             task = shown.add_task(title, total=None)
 
             def update(now: progress.Progress) -> None:
-                shown.update(
-                    task, description=f"{title}: {now.step}", completed=now.done, total=now.total or None, now=now
-                )
+                shown.update(task, description=now.step, completed=now.done, total=now.total or None, now=now)
 
             yield update
 
@@ -93,7 +94,8 @@ class _Numbers(ProgressColumn):
         if now is None:
             return Text("")
         left = "" if now.left_s is None else f", {now.left_s:.0f} s left"
-        return Text(f"{now.done:,} of {now.total:,} keys, {now.rate_per_s:,.0f}/s{left}", style="dim")
+        told = f"{now.done:,} of {now.total:,} keys, {now.rate_per_s:,.0f}/s{left}"
+        return Text(told, style="dim", no_wrap=True)
 
 
 def outcomes(steps: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[list[str]]]:

@@ -33,10 +33,10 @@ def of_market(instruments: Sequence[Instrument], seed: int, samples: Path | None
 def of_legacy(survey: Survey, told: dict[str, int], seconds: float) -> list[str]:
     """Say what is in the old databases."""
     held = ", ".join(f"{count:,} in database {db}" for db, count in survey.keys.items())
-    kinds = ", ".join(f"{count:,} {kind}s" for kind, count in sorted(survey.types.items(), key=lambda kv: -kv[1]))
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(survey.types.items(), key=lambda kv: -kv[1]))
     return [
-        f"{sum(survey.keys.values()):,} keys: {held} ({kinds.replace('hashs', 'hashes')}); {survey.expiring:,} of them "
-        f"expire. Filled in {seconds:.1f} s.",
+        f"{sum(survey.keys.values()):,} keys: {held}; {survey.expiring:,} of them expire. By type: "
+        f"{kinds}. Filled in {seconds:.1f} s.",
         f"{told['ticks in streams']:,} ticks are in {survey.streams} streams with {survey.groups} consumer groups and "
         f"{survey.pending:,} pending entries, {told['ticks in hashes']:,} in hashes.",
         "Among the keys: binary values, empty values, names that are not text, symbols with colons, a set of 100,000.",
