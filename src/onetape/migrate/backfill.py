@@ -278,6 +278,7 @@ class Backfill:
                     rule = self._plan.rules[index]
                     land = self._lander.stream if rule.kind == "ticks" else self._lander.ohlc
                     self._landed(land(key, db, rule), index, db, target)
+                    self._options.at("landed")
             else:
                 self._merge(target, items)
             self._tell()

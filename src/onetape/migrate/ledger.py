@@ -373,11 +373,17 @@ class Ledger:
         self._indexed = last
 
     def _write(self, act: Callable[[], object]) -> None:
+        db = self._db
         try:
-            with self._db:
-                act()
-        except apsw.Error as error:
-            _raise(self.path, error)
+            db.execute("BEGIN IMMEDIATE")
+            act()
+            db.execute("COMMIT")
+        except BaseException as error:
+            if not db.get_autocommit():  # SQLite has rolled back by itself when the disk is full
+                db.execute("ROLLBACK")
+            if isinstance(error, apsw.Error):
+                _raise(self.path, error)
+            raise
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
