@@ -29,9 +29,7 @@ def endpoint(server: EmbeddedServer) -> Iterator[Endpoint]:
 
 def entry(ms: int, name: str = "", ns: int = 0) -> MergeEntry:
     key = f"realtime:X:{ms}{name}".encode()
-    return MergeEntry(
-        ms * 1_000_000 + ns, key, key.ljust(16, b".")[-16:], [b"price", b"%d" % ms, b"\xff", b""]
-    )
+    return MergeEntry(ms * 1_000_000 + ns, key, key.ljust(16, b".")[-16:], [b"price", b"%d" % ms, b"\xff", b""])
 
 
 def counts(result: merging.Merged) -> tuple[int, int, int]:
@@ -97,9 +95,7 @@ def test_late_ticks_keep_entries_ids_groups_consumers_and_pending(endpoint: Endp
     assert (theirs[b"workers\xff"].entries_read, ours[b"workers\xff"].entries_read) == (8, 12)
     assert call("DBSIZE") == 1
     rest = call("XREADGROUP", "GROUP", b"workers\xff", "ann", "COUNT", 100, "STREAMS", STREAM, ">")
-    assert [one[0] for one in rest[0][1]] == [
-        one[0] for one in stored if merging.parse_id(one[0]) > (1014, 7)
-    ]
+    assert [one[0] for one in rest[0][1]] == [one[0] for one in stored if merging.parse_id(one[0]) > (1014, 7)]
 
 
 def test_an_expiry_of_the_stream_stays(endpoint: Endpoint) -> None:
@@ -185,10 +181,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_stream_and_a_second_run_completes_i
             found = ids(endpoint, b"s")
             assert [one for one in found if one in set(base)] == base
             assert len(set(found)) == len(found)
-        late = [
-            MergeEntry(ms * 1_000_000, b"k%d" % ms, b"%016d" % ms, [b"p", b"1"])
-            for ms in range(1000, 5000, 2)
-        ]
+        late = [MergeEntry(ms * 1_000_000, b"k%d" % ms, b"%016d" % ms, [b"p", b"1"]) for ms in range(1000, 5000, 2)]
         result = merge(endpoint, b"s", late)
         assert sum(counts(result)[:2]) == len(late)
         assert [merging.parse_id(one)[0] for one in ids(endpoint, b"s")] == list(range(1000, 5000))

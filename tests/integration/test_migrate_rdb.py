@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,15 +167,14 @@ def test_a_stream_state_can_be_set_again(endpoint: Endpoint) -> None:
 
 
 def rdb_files() -> list[str]:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "redis"
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("ONETAPE_SAMPLE_DATA", beside)) / "redis"
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.rdb"))
 
 
 @pytest.mark.parametrize("name", rdb_files() or ["none"])
 @pytest.mark.parametrize("server_name", ["valkey", "redis"])
-def test_keys_of_real_dumps_have_equal_content_after_a_copy(
-    sample_data: Path, name: str, server_name: str
-) -> None:
+def test_keys_of_real_dumps_have_equal_content_after_a_copy(sample_data: Path, name: str, server_name: str) -> None:
     binary = server_binaries().get(server_name)
     if binary is None or name == "none":
         pytest.skip(f"no {server_name} server or no dumps on this machine")

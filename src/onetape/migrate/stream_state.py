@@ -94,9 +94,7 @@ def stream_state(endpoint: Endpoint, key: bytes, *, all_times: bool = False) -> 
     )
 
 
-def _group(
-    endpoint: Endpoint, key: bytes, facts: dict[bytes, Any], times: dict[tuple[bytes, bytes], int]
-) -> Group:
+def _group(endpoint: Endpoint, key: bytes, facts: dict[bytes, Any], times: dict[tuple[bytes, bytes], int]) -> Group:
     name = facts[b"name"]
     consumers = [_facts(raw)[b"name"] for raw in endpoint.call("XINFO", "CONSUMERS", key, name)]
     pending: list[Pending] = []

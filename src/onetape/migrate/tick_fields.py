@@ -1,25 +1,21 @@
 """Decoding: the fields of stream entries and hashes, as any feed names them, into Tick columns.
 
-Pure: no server, no tape. The names are in tick_names, the times in tick_times. Fields are looked up once for
-each distinct layout (the tuple of field names); after that a page is converted column by column.
+Pure: no server, no tape. The names are in tick_names, times in tick_times, values in tick_values. Fields are looked
+up once for each distinct layout (the tuple of field names); after that a page is converted column by column.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from onetape.migrate import tick_names
+from onetape.migrate import tick_names, tick_values
 from onetape.migrate.tick_names import Pick
-from onetape.migrate.tick_times import ABSENT, TimeReader
-from onetape.record import BUY, SELL, UNKNOWN
-from onetape.store.validate import symbol_problem
+from onetape.migrate.tick_times import TimeReader
+from onetape.record import UNKNOWN
 
 _LAYOUTS_MAX = 1000
-_NOT_NEGATIVE = ("size", "bid_size", "ask_size", "volume", "open_interest")
-_SIDES = dict.fromkeys(("buy", "b", "bid", "1", "+1"), BUY) | dict.fromkeys(("sell", "s", "ask", "-1"), SELL)
 
 
 class Decoded(NamedTuple):
@@ -158,22 +154,26 @@ class TickDecoder:
             "ts_event_ns": self._time_column(layout.times, fields, [default_ns[i] for i in places], reject),
         }
         for name, where in layout.numbers.items():
-            columns[name] = _number_column(name, where, fields, reject)
+            columns[name] = tick_values.number_column(name, where, fields, reject)
         for name, where in layout.counts.items():
-            columns[name] = _column(where, fields, partial(_count, name), reject)
+            columns[name] = tick_values.column(where, fields, partial(tick_values.as_count, name), reject)
             if name == "flags":
                 columns[name] = [value or 0 for value in columns[name]]
         if layout.sides:
-            columns["side"] = [side or UNKNOWN for side in _column(layout.sides, fields, _side, reject)]
+            columns["side"] = [
+                side or UNKNOWN for side in tick_values.column(layout.sides, fields, tick_values.as_side, reject)
+            ]
         elif layout.maker:
-            columns["side"] = [side or UNKNOWN for side in _column(layout.maker, fields, _maker_side, reject)]
+            columns["side"] = [
+                side or UNKNOWN for side in tick_values.column(layout.maker, fields, tick_values.as_maker_side, reject)
+            ]
         if layout.receive_times:
-            columns["ts_recv_ns"] = _column(layout.receive_times, fields, self._receive_time, reject)
+            columns["ts_recv_ns"] = tick_values.column(layout.receive_times, fields, self._receive_time, reject)
         priced = [columns[name] for name in ("price", "bid", "ask") if name in columns]
         if len(priced) != 1 or None in priced[0]:
             for row in range(len(places)):
                 if all(column[row] is None for column in priced):
-                    reject(row, f"no price, bid or ask among the fields {_shown(layout.names)}")
+                    reject(row, f"no price, bid or ask among the fields {tick_values.shown(layout.names)}")
         if unread:
             kept = [row for row in range(len(places)) if row not in unread]
             columns = {name: [values[row] for row in kept] for name, values in columns.items()}
@@ -184,7 +184,7 @@ class TickDecoder:
         self, layout: _Layout, fields: list[Any], of_key: list[str], reject: Callable[..., None]
     ) -> list[str]:
         none: list[Any] = [None] * len(of_key)
-        own = _column(layout.symbols, fields, _text, reject) if layout.symbols else none
+        own = tick_values.column(layout.symbols, fields, tick_values.as_text, reject) if layout.symbols else none
         cache, resolved = self._symbols, []
         if len(cache) > 10 * _LAYOUTS_MAX:
             cache.clear()
@@ -192,7 +192,7 @@ class TickDecoder:
             found = cache.get(pair)
             if found is None:
                 try:
-                    found = cache[pair] = _resolved(*pair)
+                    found = cache[pair] = tick_values.tick_symbol(*pair)
                 except ValueError as error:
                     reject(row, str(error))
                     found = pair[0]
@@ -211,9 +211,9 @@ class TickDecoder:
             try:
                 times = self._time.read_column(fields[where[0].place])
                 if None in times and len(where) > 1:
-                    times = _column(where, fields, self._time.read, reject)
+                    times = tick_values.column(where, fields, self._time.read, reject)
             except ValueError:
-                times = _column(where, fields, self._time.read, reject)
+                times = tick_values.column(where, fields, self._time.read, reject)
         if None in times:
             both = zip(times, default_ns, strict=True)
             times = [default if time is None else time for time, default in both]
@@ -251,112 +251,6 @@ def _layout_of(names: list[str]) -> _Layout:
     )
 
 
-def _number_column(
-    name: str, where: tuple[Pick, ...], fields: list[Any], reject: Callable[..., None]
-) -> list[float | None]:
-    values = fields[where[0].place]
-    out: list[float | None]
-    try:
-        if where[0].inside is not None or b"_" in b"".join(values):  # float() would take 1_000
-            raise ValueError
-        read = list(map(float, values))
-        sound = math.isfinite(sum(read)) and (name not in _NOT_NEGATIVE or min(read) >= 0)
-        out = list(read)
-    except (ValueError, TypeError):  # empty values, JSON numbers, nested ones: one by one
-        out = _column(where, fields, partial(_number, name), reject)
-        sound = False
-    if not sound:
-        for row, value in enumerate(out):
-            if value is None:
-                continue
-            if not math.isfinite(value):
-                reject(row, f"{name} = {value} is not a finite number", True)
-            elif value < 0 and name in _NOT_NEGATIVE:
-                reject(row, f"{name} = {value} is negative", True)
-    return out
-
-
-def _column(
-    where: tuple[Pick, ...], fields: list[Any], read: Callable[[Any], Any], reject: Callable[..., None]
-) -> list[Any]:
-    """Return read(value) of the first pick that has one, for every row; what cannot be read is rejected."""
-    out: list[Any] = []
-    for row in range(len(fields[0])):
-        found, why = None, ""
-        for place, inside in where:
-            try:
-                value = fields[place][row]
-                found = read(value if inside is None else inside(value))
-            except (ValueError, TypeError) as error:
-                why = why or str(error)
-            if found is not None:
-                break
-        if found is None and why:
-            reject(row, why)
-        out.append(found)
-    return out
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            raise ValueError(f"symbol {_shown(value)} is not UTF-8") from None
-    if value is None or str(value).strip().lower() in ABSENT:
-        return None
-    return str(value).strip()
-
-
-def _number(name: str, value: Any) -> float | None:
-    if value is None or isinstance(value, float):
-        return value
-    if isinstance(value, bool):
-        raise ValueError(f"{name} = {value} is not a number")
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, str):
-        text = value.strip()
-        if text.lower() in ABSENT:
-            return None
-        if "_" in text:
-            raise ValueError(f"{name} = {_shown(text)} is not a number")
-        value = text
-    try:
-        return float(value)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{name} = {_shown(value)} is not a number") from None
-
-
-def _count(name: str, value: Any) -> int | None:
-    number = _number(name, value)
-    if number is None:
-        return None
-    if not number.is_integer() or number < 0 or number >= 2**32:
-        raise ValueError(f"{name} = {_shown(value)} is not a count")
-    return int(number)
-
-
-def _side(value: Any) -> int | None:
-    """An unknown word is no side; a quote has none either."""
-    text = _text(value)
-    return None if text is None else _SIDES.get(text.lower())
-
-
-def _maker_side(value: Any) -> int | None:
-    text = (_text(value) or "").lower()
-    return {"true": SELL, "1": SELL, "false": BUY, "0": BUY}.get(text)
-
-
-def _resolved(of_key: str, own: Any) -> str:
-    symbol = of_key if own is None or of_key.endswith(f":{own}") else str(own)
-    if not symbol:
-        raise ValueError("no symbol in the key or in the fields")
-    if (why := symbol_problem(symbol)) is not None:
-        raise ValueError(f"symbol {_shown(symbol)}: {why}")
-    return symbol
-
-
 def _joined(parts: list[tuple[list[int], dict[str, list[Any]]]], rejected: dict[int, str]) -> Decoded:
     parts = [part for part in parts if part[0]]
     if len(parts) == 1:
@@ -372,8 +266,3 @@ def _joined(parts: list[tuple[list[int], dict[str, list[Any]]]], rejected: dict[
             for i, value in zip(at, values, strict=True):
                 out[i] = value
     return Decoded(columns, rows, rejected)
-
-
-def _shown(value: Any) -> str:
-    text = ", ".join(value) if isinstance(value, list) else repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -15,23 +15,20 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any
 
-from onetape.errors import EndpointError
-from onetape.migrate.compare import Request
 from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, pack
+from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.ledger import Entry, Ledger, Outcome
 from onetape.migrate.origin import Origins
 from onetape.migrate.pairs import Checker
 from onetape.migrate.plan import Matcher, Plan, Rule
+from onetape.migrate.scan import Scan
 from onetape.migrate.verdict import FINE, LISTED, Finding, Found, Verification, verdict_of
 from onetape.tape import Tape
 
 #: Told as the verify goes on: keys looked at so far, and about how many there are.
 Progress = Callable[[int, int], None]
 
-_SCAN = 300  # keys a page: what is asked of the server at once
 _AGAIN = 1000
 _OPEN_MAX = 100_000
 _OURS = b"onetape:"  # temporary keys of a copy or a merge that was killed
@@ -91,7 +88,7 @@ class _Run:
         While the server compares one page and scans for the page after next, the next page is matched to the
         plan here, so that neither waits for the other.
         """
-        scan, matcher = _Scan(self._endpoint, db, self._plan.scan_glob(db)), self._plan.matcher(db)
+        scan, matcher = Scan(self._endpoint, db, self._plan.scan_glob(db)), self._plan.matcher(db)
         left = sample
         matched = self._matched(db, matcher, scan.first())
         ahead = scan.first()
@@ -141,7 +138,7 @@ class _Run:
     def sweep_target(self) -> None:
         """Look for keys of the target that a rule could have written, and that have no source."""
         origins = Origins(self._plan)
-        scan = _Scan(self._endpoint, self._plan.target_db, None)
+        scan = Scan(self._endpoint, self._plan.target_db, None)
         keys = scan.first()
         while keys or not scan.done:
             wanted: dict[int, list[tuple[bytes, bytes, Rule]]] = {}
@@ -302,41 +299,3 @@ class _Run:
         self._done += keys
         if self._on_progress is not None:
             self._on_progress(self._done, max(self._total, self._done))
-
-
-class _Scan:
-    """One pass of SCAN over a database, page by page; a page may be asked for behind another request."""
-
-    def __init__(self, endpoint: Endpoint, db: int, glob: bytes | None) -> None:
-        self._endpoint = endpoint
-        self._db = db
-        self._narrowed: tuple[Argument, ...] = () if glob is None else ("MATCH", glob)
-        self._cursor = b""
-        self.done = False
-
-    def first(self) -> list[bytes]:
-        """Return the next page, [] at the end; it may be empty before."""
-        self.send_after(None)
-        return self.receive_after(None)[1]
-
-    def send_after(self, request: Request | None) -> None:
-        """Send a request and ask for the next page behind it. Whatever is sent here only reads."""
-        packed = b"" if request is None else request.packed
-        if not self.done:
-            scan = pack("SCAN", self._cursor or b"0", *self._narrowed, "COUNT", _SCAN)
-            packed += pack("SELECT", self._db) + scan
-        if packed:
-            self._endpoint.send(packed)
-
-    def receive_after(self, request: Request | None) -> tuple[list[Any] | None, list[bytes]]:
-        """Return the replies to the request, None without one, and the next page."""
-        expected = 0 if request is None else request.replies
-        replies = self._endpoint.receive(expected + (0 if self.done else 2))
-        keys: list[bytes] = []
-        if not self.done:
-            page = replies.pop()
-            if isinstance(page, ReplyError) or isinstance(replies.pop(), ReplyError):
-                raise EndpointError(f"scanning database {self._db}: {page}", hint="verify needs to read it")
-            self._cursor, keys = page
-            self.done = self._cursor == b"0"
-        return (None if request is None else replies), list(dict.fromkeys(keys))
