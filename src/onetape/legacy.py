@@ -43,7 +43,12 @@ def open_at_old_path(path: str | os.PathLike[str], **options: Any) -> Tape:
             f"{path} is a database of MinhOS (it has the table market_data), not a tape",
             hint="it was not touched: move it aside or set db_path to a new file; keep it, its import comes later",
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TapeUnusable(
+            f"cannot make the folder {path.parent}: {error.strerror}", hint="create it, or give another path"
+        ) from error
     return open_tape(path, **options)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import math
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -493,6 +494,33 @@ def test_a_file_of_the_old_store_is_refused_by_name_and_not_touched(project: Pat
     with sqlite3.connect(path) as again:
         assert again.execute("SELECT symbol, timestamp, close FROM market_data").fetchall() == [("ESZ6", 1.5, 2.5)]
     again.close()
+
+
+@pytest.mark.parametrize("wrong", ["a directory", "below a file"])
+def test_a_path_that_cannot_be_is_said(project: Path, wrong: str) -> None:
+    (project / "file").write_text("x")
+    path = project if wrong == "a directory" else project / "file" / "data" / "md.db"
+    with pytest.raises(TapeUnusable):
+        MarketDataStore(MarketDataConfig(path))
+
+
+def test_the_example_of_the_documentation_runs(project: Path, python_path: str) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "predecessors.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    env = {**os.environ, "PYTHONPATH": python_path}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", block], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "ESZ6 6012.25\n" in done.stdout
+    assert (project / "data" / "market_data.db").is_file()
+
+
+def test_a_tick_takes_less_room_than_it_did(store: MarketDataStore) -> None:
+    for i in range(20_000):
+        store.add_now(made("ESZ6", i / 10, 6000 + i % 40 / 4, bid=5999.75, ask=6000.25, last_size=1 + i % 5, volume=i))
+    store.tape.seal()
+    store.close()
+    assert Path(store.config.db_path).stat().st_size / 20_000 < 154
 
 
 def test_a_tape_made_elsewhere_is_the_same_store(tmp_path: Path) -> None:

@@ -258,6 +258,18 @@ def test_the_command_lines_run_in_the_order_printed(legacy: Legacy, project: Pat
     assert "converged" in done.stdout
 
 
+def test_the_shell_block_runs_as_one_script(legacy: Legacy, tmp_path: Path, python_path: str) -> None:
+    shims = tmp_path / "shims"
+    shims.mkdir()
+    (shims / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (shims / "python").chmod(0o755)
+    env = {**os.environ, "PYTHONPATH": python_path, "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["/bin/sh", "-e", "-c", COMMANDS], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("converged")
+    legacy.check_moved()
+
+
 def test_a_dry_run_command_before_the_migration_writes_nothing(legacy: Legacy, python_path: str) -> None:
     done = run(commands()[1], python_path)
     assert done.returncode == 0, done.stderr
