@@ -39,8 +39,9 @@ OnInvalid = Literal["raise", "quarantine"]
 _PRUNE_EVERY_NS = 3_600_000_000_000
 _PRUNE_STEPS = 4
 #: How long the memory may lag behind another process's append.
-_GATHER_S = 0.002
+_GATHER_S = 0.004
 _log = logging.getLogger("onetape.tape")
+_new_tuple = tuple.__new__  # half the time of calling a NamedTuple
 
 
 class SymbolInfo(msgspec.Struct, frozen=True):
@@ -94,7 +95,7 @@ _open_tapes: weakref.WeakSet[Tape] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for tape in list(_open_tapes):
-        tape._forked = True
+        tape._forked, tape._writable = True, False
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -152,7 +153,10 @@ class Tape:
         self._recent_per_symbol = recent_per_symbol
         self._forked = False
         self._closed = False
+        self._writable = False
         self._catalog = Catalog()
+        self._symbol_ids = self._catalog.symbol_ids
+        self._source_ids = self._catalog.source_ids
         self._readers: list[apsw.Connection] = []
         self._readers_lock = threading.Lock()
         self._write_lock = threading.Lock()
@@ -161,6 +165,7 @@ class Tape:
         self._recent_lock = threading.Lock()
         self._keeper: threading.Thread | None = None
         self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        self._followed = False
         self._subscriptions: list[Subscription] = []
         self._writers: weakref.WeakSet[Writer] = weakref.WeakSet()
         self._seal_error: str | None = None
@@ -178,6 +183,8 @@ class Tape:
             self._readers.append(connection)
         else:
             self._append_one = connection.cursor().execute
+            self._last_rowid = connection.last_insert_rowid
+            self._writable = True
         _open_tapes.add(self)
 
     def __repr__(self) -> str:
@@ -231,8 +238,8 @@ class Tape:
         return self._append([found], Identity(batch, ids, cursor), len(found), on_invalid)
 
     def _append_tick(self, tick: Tick, on_invalid: OnInvalid) -> SeqRange:
-        symbol_id = self._catalog.symbol_ids.get(tick.symbol)
-        source_id = self._catalog.source_ids.get(tick.source)
+        symbol_id = self._symbol_ids.get(tick.symbol)
+        source_id = self._source_ids.get(tick.source)
         blob = None
         if symbol_id is not None and source_id is not None:
             try:
@@ -242,23 +249,21 @@ class Tape:
         if blob is None:
             found = table.from_records([tick], layout.KIND_TICK, 0)
             return self._append([found], Identity(), 1, on_invalid)
-        if self._closed or self._forked or self.mode == "r":
+        if not self._writable:
             self._refuse_write()
         with self._write_lock:
             try:
-                # .get runs the statement to its end: it commits only then
-                seq: int = self._append_one(journal.APPEND_ONE, (blob,)).get
+                self._append_one(journal.APPEND_ONE, (blob,))
             except apsw.Error as error:
                 raise self._failed(error, "append to") from error
-            self._appended = seq
+            self._appended = seq = self._last_rowid()
             if seq - self._tail_from >= layout.SEAL_RECORDS:
                 self._seal()
-        recent = self._recent
-        if recent is not None:
-            recent.push(tick, seq)
-        if self._followers:
+        if self._recent is not None:
+            self._recent.push(tick, seq)
+        if self._followed:
             self._poke()
-        return SeqRange(seq, seq, 1)
+        return _new_tuple(SeqRange, (seq, seq, 1))
 
     def _append(self, batches: list[Batch], identity: Identity, count: int, on_invalid: OnInvalid) -> SeqRange:
         if on_invalid not in ("raise", "quarantine"):
@@ -287,7 +292,7 @@ class Tape:
             self._appended = max(self._appended, done.last)
             if done.last - self._tail_from >= layout.SEAL_RECORDS:
                 self._seal()
-        if self._followers:
+        if self._followed:
             self._poke()
         return done
 
@@ -647,6 +652,7 @@ class Tape:
             waker.close()
             raise self._failed(error, "follow") from error
         self._followers.add(made)
+        self._followed = True
         return made
 
     async def afollow(
@@ -703,7 +709,9 @@ class Tape:
             self._subscriptions.remove(subscription)
 
     def _poke(self) -> None:
-        for follower in list(self._followers):
+        followers = list(self._followers)
+        self._followed = bool(followers)
+        for follower in followers:
             follower.poke()
 
     # Twins for asyncio, where a caller would block
@@ -772,7 +780,7 @@ class Tape:
             raise
 
     def _writing(self) -> apsw.Connection:
-        if self._closed or self._forked or self._writer_connection is None:
+        if not self._writable or self._writer_connection is None:
             self._refuse_write()
         return self._writer_connection
 
@@ -800,7 +808,7 @@ class Tape:
             return
         for writer in list(self._writers):
             writer.close()
-        self._closed = True
+        self._closed, self._writable = True, False
         for subscription in list(self._subscriptions):
             subscription.close()
         for follower in list(self._followers):

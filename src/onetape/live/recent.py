@@ -6,6 +6,7 @@ import threading
 from bisect import insort
 
 import apsw
+import msgspec
 
 from onetape.record import Tick
 from onetape.store import query, replay
@@ -41,7 +42,7 @@ class Recent:
                 return False
             ring = self.rings.get(tick.symbol)
             if ring is not None:
-                self._add(ring, _at(tick, seq))
+                self._add(ring, msgspec.structs.replace(tick, seq=seq))
             self.position = seq
             return True
         finally:
@@ -86,28 +87,3 @@ class Recent:
             self.rings[symbol] = ring
             self._catch_up()
             return ring
-
-
-def _at(tick: Tick, seq: int) -> Tick:
-    return Tick(
-        tick.symbol,
-        tick.ts_event_ns,
-        tick.price,
-        tick.size,
-        tick.bid,
-        tick.ask,
-        tick.bid_size,
-        tick.ask_size,
-        tick.side,
-        tick.flags,
-        tick.open,
-        tick.high,
-        tick.low,
-        tick.volume,
-        tick.vwap,
-        tick.trades,
-        tick.open_interest,
-        tick.source,
-        tick.ts_recv_ns,
-        seq,
-    )

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +30,7 @@ ABSENT = -(2**63)
 _HEADER = struct.Struct("<BBHIII")
 _CRC = struct.Struct("<I")
 _VERSION = 1
+_REPAIR = "restore the tape from a backup; other blocks are fine"
 
 #: Bits 0 to 15 are 8 bytes wide, 16 to 18 four, 19 one: every column starts aligned.
 TICK_COLUMNS: tuple[tuple[str, str], ...] = (
@@ -123,7 +125,7 @@ def decode(blob: bytes, where: str) -> tuple[int, Columns]:
 def _verify(blob: bytes, where: str) -> tuple[int, int, int]:
     size = len(blob) - _CRC.size
     if size < _HEADER.size or zlib.crc32(memoryview(blob)[:size]) != _CRC.unpack_from(blob, size)[0]:
-        raise ChunkCorrupt(f"{where} fails its checksum", hint="restore the tape from a backup; other blocks are fine")
+        raise ChunkCorrupt(f"{where} fails its checksum", hint=_REPAIR)
     version, kind, _, count, bits, _ = _HEADER.unpack_from(blob)
     if version != _VERSION or kind not in _SCHEMAS:
         raise ChunkCorrupt(f"{where} is of an unknown kind ({version}/{kind})", hint="install a newer onetape")
@@ -135,23 +137,42 @@ def decode_many(rows: Sequence[tuple[int, int, bytes]], where: str) -> dict[int,
 
     Rows of one record and one layout, which single appends leave by the thousand, are decoded in one go.
     """
-    singles: dict[bytes, list[tuple[int, bytes]]] = {}
+    singles: dict[bytes, tuple[list[int], list[bytes]]] = {}
     parts: dict[int, list[Columns]] = {}
     for seq_last, count, blob in rows:
         if count == 1:
-            _verify(blob, f"{where} row {seq_last}")
-            singles.setdefault(blob[: _HEADER.size], []).append((seq_last, blob))
+            header = blob[:16]
+            group = singles.get(header)
+            if group is None:
+                group = singles[header] = ([], [])
+            group[0].append(seq_last)
+            group[1].append(blob)
         elif count:
             kind, columns = decode(blob, f"{where} row {seq_last}")
             columns["seq"] = np.arange(seq_last - count + 1, seq_last + 1, dtype="<i8")
             parts.setdefault(kind, []).append(columns)
-    for header, found in singles.items():
-        _, kind, _, _, bits, _ = _HEADER.unpack(header)
-        table = np.frombuffer(b"".join([blob for _, blob in found]), _row_dtype(kind, bits))
-        columns = {name: table[name] for name in table.dtype.names or () if not name.startswith("_")}
-        columns["seq"] = np.fromiter([seq for seq, _ in found], dtype="<i8", count=len(found))
+    for seqs, blobs in singles.values():
+        kind, columns = _decode_singles(seqs, blobs, where)
         parts.setdefault(kind, []).append(columns)
     return {kind: _in_seq_order(concatenate(kind, found_parts)) for kind, found_parts in parts.items()}
+
+
+def _decode_singles(seqs: list[int], blobs: list[bytes], where: str) -> tuple[int, Columns]:
+    kind, _, bits = _verify(blobs[0], f"{where} row {seqs[0]}")
+    dtype = _row_dtype(kind, bits)
+    joined = b"".join(blobs)
+    size = dtype.itemsize
+    if len(joined) != size * len(blobs):
+        raise ChunkCorrupt(f"{where} rows {seqs[0]} to {seqs[-1]} have the wrong size", hint=_REPAIR)
+    table = np.frombuffer(joined, dtype)
+    view, body = memoryview(joined), size - _CRC.size
+    sums = np.fromiter([zlib.crc32(view[at : at + body]) for at in range(0, len(joined), size)], "<u4", len(blobs))
+    wrong = np.flatnonzero(sums != table["_crc"])
+    if len(wrong):
+        raise ChunkCorrupt(f"{where} row {seqs[int(wrong[0])]} fails its checksum", hint=_REPAIR)
+    columns = {name: table[name] for name in dtype.names or () if not name.startswith("_")}
+    columns["seq"] = np.array(seqs, dtype="<i8")
+    return kind, columns
 
 
 def _in_seq_order(columns: Columns) -> Columns:
@@ -205,10 +226,16 @@ def canonical(columns: Columns) -> Columns:
     return take(columns, np.lexsort((seq, ts)))
 
 
-_TICK_FLOATS: tuple[tuple[str, int], ...] = tuple(
-    (name, 1 << bit) for bit, (name, code) in enumerate(TICK_COLUMNS) if code == "<f8"
-)
 _packers: dict[int, struct.Struct] = {}
+_astuple = msgspec.structs.astuple
+_crc32 = zlib.crc32
+_pack_crc = _CRC.pack
+#: The shapes most feeds send, packed without a loop: a trade with both sides of the book, a trade, a quote.
+_FULL = struct.Struct("<BBHIIIqddddddI").pack
+_FULL_SIDE = struct.Struct("<BBHIIIqddddddIb").pack
+_TRADE = struct.Struct("<BBHIIIqddI").pack
+_TRADE_SIDE = struct.Struct("<BBHIIIqddIb").pack
+_QUOTE = struct.Struct("<BBHIIIqddddI").pack
 
 
 def _packer(bits: int) -> struct.Struct:
@@ -222,55 +249,81 @@ def _packer(bits: int) -> struct.Struct:
 def encode_tick(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
     """Pack one tick, or return None if anything about it is invalid: the caller finds out what.
 
-    This is the path of a single durable append; it validates while it packs. `x - x` is 0.0 for a finite
-    number only.
+    This is the path of a single durable append, so it validates while it packs: a sum of floats is finite only if
+    each of them is (`x - x` is 0.0 for a finite number only; a sum that overflows is left to the caller too).
+    Raises what struct raises for values of a wrong type.
     """
+    (_, ts, price, size, bid, ask, bid_size, ask_size, side, flags, open_, high, low, volume, vwap, trades, interest, _,
+     received, _) = _astuple(tick)  # fmt: skip
+    if not 0 <= ts < 0x7FFFFFFFFFFFFFFF:
+        return None
+    if (
+        open_ is None
+        and high is None
+        and low is None
+        and volume is None
+        and vwap is None
+        and trades is None
+        and interest is None
+        and received is None
+        and flags == 0
+        and source_id == 0
+    ):
+        quoted = bid is not None and ask is not None and bid_size is not None and ask_size is not None
+        if price is not None and size is not None and (quoted or (bid is ask is bid_size is ask_size is None)):
+            if quoted:
+                total = price + size + bid + ask + bid_size + ask_size
+                if total - total != 0.0 or size < 0.0 or bid_size < 0.0 or ask_size < 0.0:
+                    return None
+                if side == 0:
+                    body = _FULL(1, 0, 0, 1, 0x1007F, 0, ts, price, size, bid, ask, bid_size, ask_size, symbol_id)
+                    return body + _pack_crc(_crc32(body))
+                if side == 1 or side == -1:
+                    body = _FULL_SIDE(
+                        1, 0, 0, 1, 0x9007F, 0, ts, price, size, bid, ask, bid_size, ask_size, symbol_id, side
+                    )
+                    return body + _pack_crc(_crc32(body))
+                return None
+            total = price + size
+            if total - total != 0.0 or size < 0.0:
+                return None
+            if side == 0:
+                body = _TRADE(1, 0, 0, 1, 0x10007, 0, ts, price, size, symbol_id)
+                return body + _pack_crc(_crc32(body))
+            if side == 1 or side == -1:
+                body = _TRADE_SIDE(1, 0, 0, 1, 0x90007, 0, ts, price, size, symbol_id, side)
+                return body + _pack_crc(_crc32(body))
+            return None
+        if quoted and price is size is None and side == 0:
+            total = bid + ask + bid_size + ask_size
+            if total - total != 0.0 or bid_size < 0.0 or ask_size < 0.0:
+                return None
+            body = _QUOTE(1, 0, 0, 1, 0x10079, 0, ts, bid, ask, bid_size, ask_size, symbol_id)
+            return body + _pack_crc(_crc32(body))
+    return _encode_any(tick, symbol_id, source_id)
+
+
+_FLOATS: tuple[tuple[str, int, bool], ...] = tuple(
+    (name, 1 << bit, name in ("size", "bid_size", "ask_size", "volume", "open_interest"))
+    for bit, (name, code) in enumerate(TICK_COLUMNS)
+    if code == "<f8"
+)
+_TOLD = 0b11010  # price, bid, ask
+
+
+def _encode_any(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
     bits = 0x10001
     values: list[float | int] = [tick.ts_event_ns]
     add = values.append
     zero = 0.0
-    if (x := tick.price) is not None:
-        bits |= 0x2
-        zero += x - x
-        add(x)
-    if (x := tick.size) is not None:
-        bits |= 0x4
-        if not x >= 0.0:
-            return None
-        zero += x - x
-        add(x)
-    if (x := tick.bid) is not None:
-        bits |= 0x8
-        zero += x - x
-        add(x)
-    if (x := tick.ask) is not None:
-        bits |= 0x10
-        zero += x - x
-        add(x)
-    if not bits & 0x1A:
-        return None
-    if (x := tick.bid_size) is not None:
-        bits |= 0x20
-        if not x >= 0.0:
-            return None
-        zero += x - x
-        add(x)
-    if (x := tick.ask_size) is not None:
-        bits |= 0x40
-        if not x >= 0.0:
-            return None
-        zero += x - x
-        add(x)
-    for name, bit in _SESSION_FLOATS:
+    for name, bit, not_negative in _FLOATS:
         if (x := getattr(tick, name)) is not None:
+            if not_negative and not x >= 0.0:
+                return None
             bits |= bit
             zero += x - x
             add(x)
-    if zero != 0.0:
-        return None
-    if (volume := tick.volume) is not None and volume < 0.0:
-        return None
-    if (interest := tick.open_interest) is not None and interest < 0.0:
+    if zero != 0.0 or not bits & _TOLD:
         return None
     if (n := tick.trades) is not None:
         if n < 0:
@@ -282,8 +335,6 @@ def encode_tick(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
             return None
         bits |= 0x4000
         add(n)
-    if not 0 <= values[0] < 0x7FFFFFFFFFFFFFFF:
-        return None
     add(symbol_id)
     if source_id:
         bits |= 0x20000
@@ -297,9 +348,4 @@ def encode_tick(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
         bits |= 0x80000
         add(n)
     body = (_packers.get(bits) or _packer(bits)).pack(_VERSION, KIND_TICK, 0, 1, bits, 0, *values)
-    return body + _CRC.pack(zlib.crc32(body))
-
-
-_SESSION_FLOATS = tuple(
-    (name, bit) for name, bit in _TICK_FLOATS if name in ("open", "high", "low", "volume", "vwap", "open_interest")
-)
+    return body + _pack_crc(_crc32(body))

@@ -22,8 +22,9 @@ from onetape.store.layout import DIRECT_RECORDS, SPAN_RECORDS_MAX
 from onetape.store.table import Batch, keep
 from onetape.store.validate import Problem
 
-#: One statement, its own transaction: the position after the last row, and the row. The last row is always there.
-APPEND_ONE = "INSERT INTO journal VALUES ((SELECT max(seq_last) FROM journal) + 1, 1, 0, ?) RETURNING seq_last"
+#: One statement, its own transaction. SQLite gives a new row the key after the greatest, which is the position after
+#: the last: the last row always stays in the journal.
+APPEND_ONE = "INSERT INTO journal VALUES (NULL, 1, 0, ?)"
 ID_BYTES_MAX = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import apsw
 import numpy as np
@@ -48,15 +49,20 @@ def seal(connection: apsw.Connection, at_least: int = 1) -> tuple[int, int]:
     head = int(connection.execute("SELECT max(seq_last) FROM journal").get)
     if head - start < at_least or head == start:
         return start, head
-    rows: list[tuple[int, int, bytes]] = []
+    rows: list[Any] = []
     total = 0
-    for seq_last, count, payload in connection.execute(
+    found = connection.execute(
         "SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last", (start,)
-    ):
-        if rows and total + count > SPAN_RECORDS_MAX:
-            break
-        rows.append((seq_last, count, payload))
-        total += count
+    )
+    if head - start <= SPAN_RECORDS_MAX:
+        rows = found.fetchall()
+    else:
+        for row in found:
+            if rows and total + row[1] > SPAN_RECORDS_MAX:
+                break
+            rows.append(row)
+            total += row[1]
+        found.close(True)  # by force: the rest of the rows are for the next call
     end = rows[-1][0]
     fold(connection, decode_many(rows, "journal"), end)
     connection.execute("DELETE FROM journal WHERE seq_last <= ? AND seq_last < ?", (end, head))
