@@ -43,6 +43,7 @@ _REFUSED = (
     errors.PlanCollision,
     errors.PreflightRefused,
     errors.LedgerUnusable,
+    errors.LedgerBusy,
 )
 
 app = typer.Typer(

@@ -28,8 +28,10 @@ class ProgressLine:
         self._terminal = sys.stderr.isatty()
         self._bar: Any = None
         self._tasks: dict[str, Any] = {}
+        self.done = 0
 
     def __call__(self, progress: Progress) -> None:
+        self.done = progress.done
         now_s = time.monotonic()
         if self._quiet or now_s - self._began_s < _QUIET_S:
             return
