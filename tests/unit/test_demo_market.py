@@ -43,8 +43,8 @@ def test_a_market_without_samples_is_simulated_as_a_whole_and_exact_in_number() 
     assert sum(one.symbol.count(":") > 0 for one in found) >= 10
 
 
-@pytest.mark.parametrize(("ticks", "symbols"), [(10_000, 49), (100, 50), (10_000, 100_000)])
-def test_a_market_too_small_for_the_story_is_refused(ticks: int, symbols: int) -> None:
+@pytest.mark.parametrize(("ticks", "symbols"), [(10_000, 49), (100, 50), (10_000, 100_000), (10**9, 50)])
+def test_a_market_too_small_or_too_large_for_the_story_is_refused(ticks: int, symbols: int) -> None:
     with pytest.raises(ConfigInvalid):
         market.gather(ticks, symbols, 1, None)
 

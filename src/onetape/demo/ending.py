@@ -58,9 +58,10 @@ def show_latest(telling: Telling, tape: Tape, instruments: Sequence[Instrument],
             continue
         found[symbol] = tick
         origin = known[symbol].origin if symbol in known else None
-        what = origin or ("live writer" if symbol in live else "simulated")
-        rows.append([symbol, what, to_text(tick.ts_event_ns), *map(_price, (tick.price, tick.bid, tick.ask))])
-    telling.table(["symbol", "from", "time (UTC)", "price", "bid", "ask"], rows, left=3)
+        what = (origin or ("live writer" if symbol in live else "simulated")).partition(",")[0]
+        moment = to_text(tick.ts_event_ns)[:19].replace("T", " ")
+        rows.append([symbol, what, moment, *map(_price, (tick.price, tick.bid, tick.ask))])
+    telling.table(["latest tick of", "from", "at (UTC)", "price", "bid", "ask"], rows, left=3)
     return found
 
 
@@ -92,10 +93,10 @@ def _most_traded(instruments: Sequence[Instrument]) -> Instrument:
     return max(instruments, key=lambda one: (one.real, sum(tick.price is not None for tick in one.ticks)))
 
 
-def show_size(telling: Telling, place: Place, taken: TapeSize) -> None:
+def show_size(telling: Telling, taken: TapeSize) -> None:
     """Print what the file holds and takes."""
     telling.line(
-        f"{place.tape}: {size(taken.file_bytes)} for {taken.ticks:,} ticks and {taken.bars:,} bars of "
+        f"The file takes {size(taken.file_bytes)} for {taken.ticks:,} ticks and {taken.bars:,} bars of "
         f"{taken.symbols} symbols: {taken.bytes_per_tick:.1f} bytes a tick, all that is in the file included."
     )
 

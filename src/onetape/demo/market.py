@@ -16,6 +16,8 @@ from onetape.record import Tick
 
 SYMBOLS_MIN = 50
 TICKS_MIN = 2000
+#: All ticks are held in memory to the end, for the proof: some hundred bytes each.
+TICKS_MAX = 2_000_000
 #: The live writers need instruments of their own: what they write is simulated and must not pass for real.
 SIMULATED_MIN = 12
 #: Of the ticks, at most this share is simulated while there is real data left to take.
@@ -42,8 +44,9 @@ def gather(ticks: int, symbols: int, seed: int, folder: Path | None) -> list[Ins
     """
     if symbols < SYMBOLS_MIN or symbols > simulator.SYMBOLS_MAX:
         raise ConfigInvalid(f"symbols = {symbols}", hint=f"{SYMBOLS_MIN} to {simulator.SYMBOLS_MAX}")
-    if ticks < max(TICKS_MIN, 40 * symbols):
-        raise ConfigInvalid(f"ticks = {ticks}", hint=f"at least {max(TICKS_MIN, 40 * symbols):,} for {symbols} symbols")
+    least = max(TICKS_MIN, 40 * symbols)
+    if not least <= ticks <= TICKS_MAX:
+        raise ConfigInvalid(f"ticks = {ticks}", hint=f"{least:,} to {TICKS_MAX:,} for {symbols} symbols")
     found = [] if folder is None else samples.read(folder, ticks)[: symbols - SIMULATED_MIN]
     made = symbols - len(found)
     budget = int(ticks * (1 - _SIMULATED_SHARE)) if found else 0

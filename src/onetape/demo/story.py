@@ -125,14 +125,12 @@ class _Story:
         """Say where everything is and how to go on."""
         telling, place = self._telling, self._place
         telling.chapter("Go on from here")
-        kept = (
-            "" if self._options.server is None else " The server holds the old and the new databases, as they are now."
-        )
-        gone = " The server is gone." if self._options.server is None else ""
-        telling.line(
-            f"Done and verified in {self.measured['seconds']:.1f} s. {place.folder}/ keeps the tape, the ledger "
-            f"and the reports.{gone}{kept}"
-        )
+        what = "is gone" if self._options.server is None else "keeps the old and the new databases as they are now"
+        telling.line(f"Done and verified in {self.measured['seconds']:.1f} s. The server {what}. Kept for you:")
+        backfill, verify = self.measured["backfills"][-1]["report"], self.measured["verification"]["report"]
+        for name, path in (("tape", place.tape), ("ledger", place.ledger), ("reports", backfill), ("", verify)):
+            telling.plain(f"{name:<8} {path}")
+        telling.line("Look further:")
         for command in self.measured["commands"]:
             telling.plain(command, "cyan")
 
@@ -294,7 +292,7 @@ class _Story:
             found = prove(tape, target, self._instruments, tally, Plan.load())
         self.measured["proof"] = msgspec.to_builtins(found)
         if found.missing:
-            raise MigrationError(f"{len(found.missing)} proofs failed, first: {found.missing[0]}")
+            raise MigrationError(f"not verified: {len(found.missing)} proofs failed, first: {found.missing[0]}")
         for line in words.of_proof(found):
             telling.line(line)
 
@@ -305,7 +303,7 @@ class _Story:
         self._tape = tape = tapes.open(self._place.tape, mode="r")
         latest = ending.show_latest(telling, tape, self._instruments, tally)
         charted = ending.show_candles(telling, tape, self._instruments, tally, self._options.chart)
-        ending.show_size(telling, self._place, taken)
+        ending.show_size(telling, taken)
         self.measured["latest"] = {symbol: msgspec.to_builtins(tick) for symbol, tick in latest.items()}
         self.measured["tape"] = {"path": str(self._place.tape), **msgspec.to_builtins(taken)}
         self.measured["commands"] = ending.commands(self._options.command, self._place, charted)

@@ -14,6 +14,7 @@ from onetape import progress
 
 _WIDTH_MAX = 100
 _PIPE_WIDTH = 100
+_TEXT_MIN = 8
 
 
 class Telling:
@@ -66,11 +67,13 @@ class Telling:
         self._console.print(thing)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-        """Print a table with nothing cut off; the first `left` columns are text, the others numbers."""
+        """Print a table; the first `left` columns are text, cut where there is no room, the others numbers."""
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+        while 3 + sum(widths) + 2 * (len(widths) - 1) > self.width and max(widths[:left]) > _TEXT_MIN:
+            widths[widths.index(max(widths[:left]))] -= 1
         for at, row in enumerate((head, *rows)):
             cells = [
-                cell.ljust(width) if column < left else cell.rjust(width)
+                _cut(cell, width).ljust(width) if column < left else cell.rjust(width)
                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
             self.plain("  ".join(cells).rstrip(), "" if at else "dim")
@@ -104,6 +107,10 @@ def outcomes(steps: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[li
     rows = [[step, *(_count(counts.get(name, 0)) for name in names)] for step, counts in steps.items()]
     rows.append(["all", *(_count(sum(counts.get(name, 0) for counts in steps.values())) for name in names)])
     return ["step", *(name.replace("_", " ") for name in names)], rows
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _count(count: int) -> str:

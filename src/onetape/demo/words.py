@@ -45,11 +45,11 @@ def of_legacy(survey: Survey, told: dict[str, int], seconds: float) -> list[str]
 
 def of_unmatched(plan: PlanCheck) -> str:
     """Name the keys of no rule."""
-    return f"{_unmatched(plan.unmatched)} match no rule: they are listed and stay where they are."
+    return f"{_unmatched(plan.unmatched)} match no rule: they are listed, and stay where they are."
 
 
 def _unmatched(unmatched: dict[int, UnmatchedKeys]) -> str:
-    named = [f"{key_text(key)} ({db})" for db, keys in unmatched.items() for key in keys.first]
+    named = [f"{key_text(key)} in {db}" for db, keys in unmatched.items() for key in keys.first]
     more = f" and {len(named) - 8:,} more" if len(named) > 8 else ""
     return f"{sum(keys.count for keys in unmatched.values()):,} keys ({', '.join(named[:8])}{more})"
 

@@ -101,7 +101,7 @@ class Writers:
                 pipe.close()
 
 
-class _Desk:
+class Desk:
     """All writers as one loop: what is written in a beat, and what was written so far."""
 
     def __init__(self, orders: Orders) -> None:
@@ -144,6 +144,8 @@ class _Desk:
     def _stream(self, symbol: str, db: int) -> list[tuple[Argument, ...]]:
         key = f"ticks:{symbol}"
         count = self._count(self.tally.streams, key)
+        if count == 1 and symbol in self._new:  # created by its first entry, not when it was put on the list
+            self.tally.created.append(key)
         return [("SELECT", db), ("XADD", key, "*", *self._tick(symbol, count))]
 
     def _tick(self, symbol: str, count: int) -> list[str | int | float]:
@@ -168,7 +170,6 @@ class _Desk:
         if number % 40 == 20 and len(self._new) < _NEW_STREAMS:
             self._new.append(f"NFO:LIVE{len(self._new) + 1:02d}NOVFUT")
             self._streams.append((self._new[-1], 0))
-            self.tally.created.append(f"ticks:{self._new[-1]}")
         if number % 10 == 3:
             key = f"indicators:{symbol}:live_signal_{number}"
             self.tally.created.append(key)
@@ -200,7 +201,7 @@ def main(told: str) -> int:
         return 1
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
-    desk, started = _Desk(orders), time.monotonic()
+    desk, started = Desk(orders), time.monotonic()
     with Endpoint.connect(orders.url) as endpoint:
         number, due_s = 0, started
         while not stopping:
@@ -215,7 +216,7 @@ def main(told: str) -> int:
     return 0
 
 
-def _send(endpoint: Endpoint, desk: _Desk, commands: list[tuple[Argument, ...]]) -> None:
+def _send(endpoint: Endpoint, desk: Desk, commands: list[tuple[Argument, ...]]) -> None:
     for command, reply in zip(commands, endpoint.pipeline(commands), strict=True):
         if isinstance(reply, Exception):
             raise MigrationError(f"a writer's {command[0]!s} failed: {reply}")
