@@ -78,7 +78,7 @@ def new_name(db: int, key: bytes) -> bytes | None:
             return b"ind:greeks:" + rest
         if name.startswith(b"volume_"):
             return b"ind:volume:" + symbol + b":" + name.removeprefix(b"volume_")
-        return (b"ind:ta:" if name == b"rsi" else b"ind:other:") + rest
+        return (b"ind:ta:" if name in (b"rsi", b"ema") else b"ind:other:") + rest
     if head in (b"realtime", b"tick"):
         return None
     names = {

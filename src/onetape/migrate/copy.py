@@ -88,7 +88,7 @@ class Copier:
 
     def put(self, batch: Batch) -> None:
         """Take a batch on. Raises EndpointError if the server is lost for good, LedgerUnusable."""
-        if self._careful or batch.attempts:
+        if self._careful:
             batch.careful = True
         self._turn_with(batch)
         while self._again:
@@ -208,7 +208,7 @@ class Copier:
         """
         places = [place for place, _ in decided.acts]
         before, batch.seen = batch.seen, decided.seen
-        attempts = batch.attempts + 1
+        attempts = batch.attempts + 1 if len(places) == 1 else 0  # in company, others may have been the cause
         if len(places) == 1 and attempts >= ATTEMPTS_MAX:
             place, why = places[0], f"it changed {attempts} times in a row while it was copied"
             decided.outcomes[place], decided.errors[place] = decide.CHANGED_WHILE_COPYING, why
@@ -275,4 +275,4 @@ class Copier:
 
 def _tried_again(row: Row) -> Row:
     # Its next row tells the end; this one is to say that nothing was written, should the next never come.
-    return decide.unwritten(row, decide.CHANGED_WHILE_COPYING, "tried again")
+    return decide.unwritten(row, decide.INTENDED, "not done, a side had changed; tried again")

@@ -23,9 +23,9 @@ Dumped = bytes | None | ReplyError
 class Batch(msgspec.Struct):
     """Keys of one source database on their way: parallel lists of keys, targets and the rules' indexes.
 
-    `careful`: the targets are read too. `attempts`: how often its transaction was refused because something
-    had changed; `seen` then holds the digests of the last attempt, so that who differs is known to be the
-    culprit. `mine`: (digest, expiry) that an act whose answer was lost may have written.
+    `careful`: the targets are read too. `attempts`: how often a key that is alone was refused because it had changed.
+    `seen`: the digests of the last attempt, so that who differs now is known to be the culprit. `mine`: (digest,
+    expiry) that an act whose answer was lost may have written.
     """
 
     db: int

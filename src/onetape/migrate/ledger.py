@@ -51,7 +51,11 @@ _FROM = """FROM entry e JOIN batch b ON b.id = (SELECT max(id) FROM batch WHERE 
 
 
 class Outcome(enum.StrEnum):
-    """The fate of one key. `INTENDED` stands in the ledger between intent and act, never in a report."""
+    """The fate of one key.
+
+    `INTENDED` is never in a report: it stands in the ledger until the outcome is known, and stays there where an
+    intent was not carried out and the key was taken up again.
+    """
 
     INTENDED = "intended"
     COPIED = "copied"

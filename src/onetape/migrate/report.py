@@ -19,6 +19,7 @@ Keys are text where they are UTF-8; other bytes are written \\xNN.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,8 @@ def save(content: dict[str, Any], directory: str | Path, at_ns: int) -> Path:
         draft.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
         raise MigrationError(
             f"the report {path} cannot be written: {error.strerror}",
             hint="the migration itself is done and in the ledger; give another directory",

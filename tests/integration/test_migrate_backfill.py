@@ -1,0 +1,418 @@
+"""The backfill on real servers: what arrives, what is kept, what is told."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from tests.legacy_keys import EXPIRES_MS, clients, content, differences, fill
+
+import onetape
+from onetape.embedded import EmbeddedServer
+from onetape.errors import EndpointError, OnetapeError, PlanCollision
+from onetape.migrate import Endpoint, Migration, Plan
+from onetape.progress import Progress
+
+Clients = dict[int, redis.Redis]
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[Clients]:
+    made = clients(server.port)
+    yield made
+    for one in made.values():
+        one.close()
+
+
+@pytest.fixture
+def migration(server: EmbeddedServer, client: Clients, tmp_path: Path) -> Migration:
+    return Migration(server.url, ledger_path=tmp_path / "ledger.db", report_dir=tmp_path)
+
+
+def _keyspace(client: Clients) -> object:
+    sizes = {name: facts["keys"] for name, facts in client[0].info("keyspace").items()}
+    return sizes, {db: {key: content(one, key) for key in one.scan_iter()} for db, one in client.items() if db != 2}
+
+
+def test_every_family_arrives_under_its_new_name(migration: Migration, client: Clients) -> None:
+    fill(client)
+    report = migration.backfill()
+    assert report.exit_code == 0
+    assert differences(client) == []
+    assert report.steps == {
+        "volume": {"copied": 120},
+        "indicators": {"copied": 502},
+        "system": {"copied": 81},
+        "ticks": {"copied": 105},
+        "ohlc": {"copied": 40},
+        "baselines": {"copied": 40},
+    }
+    assert client[1].get("ind:greeks:NFO:SYM1:delta") == b"1.5"
+    assert client[1].get("ind:volume:NFO:SYM2:ratio") == b"2.5"
+    assert client[1].get("ind:other:NFO:SYM3:unheard_of") == b"3.5"
+
+
+def test_a_second_backfill_changes_nothing_and_doubles_no_list(migration: Migration, client: Clients) -> None:
+    fill(client)
+    migration.backfill()
+    before = {key: content(client[1], key) for key in client[1].scan_iter()}
+    rows = len(migration.why("volume_averages:NFO:S3"))
+    again = migration.backfill()
+    assert again.totals == {"unchanged": 888}
+    assert {key: content(client[1], key) for key in client[1].scan_iter()} == before
+    assert len(migration.why("volume_averages:NFO:S3")) == rows
+
+
+def test_expiry_is_kept_to_the_millisecond_and_none_stays_none(migration: Migration, client: Clients) -> None:
+    client[5].set("indicators:A:rsi", 1, pxat=EXPIRES_MS)
+    client[5].set("indicators:B:rsi", 1)
+    migration.backfill()
+    assert client[1].execute_command("PEXPIRETIME", "ind:ta:A:rsi") == EXPIRES_MS
+    assert client[1].ttl("ind:ta:B:rsi") == -1
+    client[5].pexpireat("indicators:A:rsi", EXPIRES_MS + 1)
+    client[5].expire("indicators:B:rsi", 5000)
+    assert migration.backfill().totals == {"copied": 2}
+    assert client[1].execute_command("PEXPIRETIME", "ind:ta:A:rsi") == EXPIRES_MS + 1
+    assert content(client[1], "ind:ta:B:rsi") == content(client[5], "indicators:B:rsi")
+
+
+def test_a_key_that_expired_since_is_no_failure(migration: Migration, client: Clients) -> None:
+    client[5].set("indicators:A:rsi", 1, px=1)
+    client[5].set("indicators:B:rsi", 1)
+    time.sleep(0.01)
+    report = migration.backfill()
+    assert report.exit_code == 0 and report.totals["copied"] == 1
+    assert client[1].keys() == [b"ind:ta:B:rsi"]
+
+
+def test_binary_keys_and_values_and_empty_ones_arrive(migration: Migration, client: Clients) -> None:
+    blob = bytes(range(256))
+    for symbol in (blob.replace(b":", b""), b"\r\n", b"*", b"", b"{a}"):
+        client[5].set(b"indicators:" + symbol + b":rsi", blob)
+        client[5].hset(b"indicators:" + symbol + b":ema", mapping={blob: b"", b"": blob})
+    client[5].set(b"indicators:empty:ema", b"")
+    assert migration.backfill().exit_code == 0
+    assert client[1].get(b"ind:ta:\r\n:rsi") == blob
+    assert client[1].hgetall(b"ind:ta:" + blob.replace(b":", b"") + b":ema") == {blob: b"", b"": blob}
+    assert client[1].get(b"ind:ta:empty:ema") == b""
+    assert differences(client) == []
+
+
+def test_a_newer_target_is_kept_counted_and_explained(migration: Migration, client: Clients) -> None:
+    client[5].set("indicators:A:rsi", "old")
+    client[1].set("ind:ta:A:rsi", "new")
+    report = migration.backfill()
+    assert report.totals == {"newer_target_kept": 1} and report.exit_code == 0
+    assert client[1].get("ind:ta:A:rsi") == b"new"
+    assert [line.outcome for line in migration.why("ind:ta:A:rsi")][-1:] == ["newer_target_kept"]
+    assert migration.backfill().totals == {"newer_target_kept": 1}
+
+
+def test_a_target_written_by_somebody_after_our_copy_is_kept(migration: Migration, client: Clients) -> None:
+    client[5].set("indicators:A:rsi", "old")
+    migration.backfill()
+    client[1].set("ind:ta:A:rsi", "new")
+    client[5].set("indicators:A:rsi", "older still being written")
+    assert migration.backfill().totals == {"newer_target_kept": 1}
+    assert client[1].get("ind:ta:A:rsi") == b"new"
+
+
+def test_our_copy_follows_its_source(migration: Migration, client: Clients) -> None:
+    client[2].rpush("volume_averages:A", 1)
+    migration.backfill()
+    for round_ in range(3):
+        client[2].rpush("volume_averages:A", round_)
+        assert migration.backfill().totals == {"copied": 1}
+        assert content(client[1], "vol:baseline:A") == content(client[2], "volume_averages:A")
+
+
+def test_a_copy_that_was_deleted_is_made_again(migration: Migration, client: Clients) -> None:
+    client[2].set("volume_state:1", "x")
+    migration.backfill()
+    client[1].delete("vol:state:1")
+    assert migration.backfill().totals == {"copied": 1}
+    assert client[1].get("vol:state:1") == b"x"
+
+
+def test_a_dry_run_writes_nothing_and_counts_what_would_be(
+    migration: Migration, client: Clients, tmp_path: Path
+) -> None:
+    fill(client)
+    before = _keyspace(client)
+    with onetape.open(tmp_path / "tape.db") as tape:
+        migration.tape = tape
+        dry = migration.backfill(dry_run=True)
+        assert tape.stats().ticks == 0
+        assert _keyspace(client) == before
+        assert not migration.ledger_path.exists()
+        real = migration.backfill()
+        assert dry.steps == real.steps
+        assert dry.ticks_landed == real.ticks_landed == 440
+        assert migration.backfill(dry_run=True).totals == {"unchanged": 888}
+
+
+def test_a_dry_run_needs_no_right_to_write(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:
+    fill(client, 20)
+    rights = "~* &* +@read +@connection +@transaction +info +dbsize +unwatch"
+    client[0].execute_command("ACL", "SETUSER", "reader", "on", ">pw", *rights.split())
+    url = server.url.replace("redis://", "redis://reader:pw@")
+    assert Migration(url, ledger_path=tmp_path / "l.db").backfill(dry_run=True).totals["copied"] > 100
+
+
+def test_the_connection_of_a_dry_run_cannot_write(server: EmbeddedServer, client: Clients) -> None:
+    with Endpoint.connect(server.url, writable=False) as endpoint:
+        for args in (("SET", "a", 1), ("copy", "a", "b"), ("CONFIG", "SET", "x", "y"), ("EVAL", "return 1", 0)):
+            with pytest.raises(EndpointError, match="may not write"):
+                endpoint.call(*args)
+        with pytest.raises(EndpointError, match="may not write"):
+            endpoint.pipeline([("GET", "a"), ("DEL", "a")])
+        assert endpoint.call("GET", "a") is None
+
+
+def test_limit_is_at_most_that_many_keys_a_step(migration: Migration, client: Clients) -> None:
+    fill(client)
+    dry = migration.backfill(dry_run=True, limit=7)
+    report = migration.backfill(limit=7)
+    for found in (dry, report):
+        assert {step: sum(counts.values()) for step, counts in found.steps.items()} == dict.fromkeys(found.steps, 7)
+    assert migration.status().phase == "planned"
+    assert migration.backfill().exit_code == 0
+    assert differences(client) == []
+    assert migration.status().phase == "backfilled"
+
+
+def test_limit_0_does_nothing(migration: Migration, client: Clients) -> None:
+    fill(client, 5)
+    assert migration.backfill(limit=0).totals == {}
+    assert client[1].dbsize() == 0
+
+
+def test_steps_can_be_chosen(migration: Migration, client: Clients) -> None:
+    fill(client, 10)
+    client[2].set("mystery", 1)
+    report = migration.backfill(steps=["ohlc", "baselines"])
+    assert {step for step, counts in report.steps.items() if counts} == {"ohlc", "baselines"}
+    assert report.unmatched[2].first == (b"mystery",)
+    with pytest.raises(OnetapeError, match="no step 'nonsense'"):
+        migration.backfill(steps=["nonsense"])
+    assert migration.backfill().exit_code == 0
+    assert {line.step for line in migration.why("ohlc_latest:NFO:S3")} == {"ohlc"}
+
+
+def test_unmatched_keys_are_listed_by_database(migration: Migration, client: Clients) -> None:
+    client[0].set(b"\xff\x00", 1)
+    client[0].zadd("ticks:not_a_stream", {"a": 1})
+    client[5].set("indicators:no_name", 1)
+    report = migration.backfill()
+    assert {db: set(keys.first) for db, keys in report.unmatched.items()} == {
+        0: {b"\xff\x00", b"ticks:not_a_stream"},
+        5: {b"indicators:no_name"},
+    }
+    assert client[1].dbsize() == 0
+    saved = json.loads(Path(str(report.path)).read_text())
+    assert set(saved["unmatched"]["by_database"]["0"]["first"]) == {"\\xff\x00", "ticks:not_a_stream"}
+    assert migration.plan().unmatched == report.unmatched
+
+
+def test_two_keys_with_one_target_are_refused_by_name(migration: Migration, client: Clients) -> None:
+    fill(client, 5)
+    for db in (0, 2):
+        client[db].xadd("ticks:SAME", {"last_price": 1})
+    for call in (migration.plan, migration.backfill):
+        with pytest.raises(PlanCollision) as caught:
+            call()
+        assert "'ticks:SAME'" in str(caught.value) and "db 0" in str(caught.value) and "db 2" in str(caught.value)
+    assert client[1].dbsize() == 0
+    assert not migration.ledger_path.exists() or migration.status().steps == {}
+
+
+def test_renaming_that_makes_two_keys_one_is_refused(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:
+    client[2].mset({"a:1": 1, "a:2": 2})
+    plan = Plan.of_glob("a:*", 2, transform=lambda key: b"all")
+    with pytest.raises(PlanCollision):
+        Migration(server.url, plan=plan, ledger_path=tmp_path / "l.db").backfill()
+    assert client[1].dbsize() == 0
+
+
+def test_any_glob_with_any_renaming_can_be_copied(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:
+    client[2].mset({"volume_state:1": 1, "volume_state:2": 2, "other": 3})
+    plan = Plan.of_glob("volume_state:*", 2, transform=lambda key: key.replace(b"volume_state", b"vs"))
+    report = Migration(server.url, plan=plan, ledger_path=tmp_path / "l.db").backfill()
+    assert report.totals == {"copied": 2} and not report.unmatched
+    assert sorted(client[1].keys()) == [b"vs:1", b"vs:2"]
+
+
+def test_keys_can_be_renamed_within_one_database(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:
+    text = """
+    name = "one"
+    target_db = 0
+    [[rule]]
+    step = "s"
+    source_db = 0
+    pattern = "old:{x}"
+    target = "new:{x}"
+    [[rule]]
+    step = "s"
+    source_db = 0
+    pattern = "same:{x}"
+    """
+    client[0].mset({"old:1": "a", "old:2": "b", "same:1": "c"})
+    migration = Migration(server.url, plan=Plan.parse(text), ledger_path=tmp_path / "l.db")
+    assert migration.backfill().totals == {"copied": 2, "unchanged": 1}
+    assert client[0].get("new:2") == b"b" and client[0].get("old:2") == b"b"
+    assert migration.backfill().totals == {"unchanged": 3}
+
+
+def test_ticks_can_be_in_the_target_already(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:
+    client[1].xadd("ticks:A", {"last_price": 1, "volume": 2}, id="1700000000000-0")
+    client[1].hset("realtime:B:1700000000", mapping={"last_price": 3, "volume": 1})
+    plan = Plan.load().with_source("ticks", 1)
+    with onetape.open(tmp_path / "tape.db") as tape:
+        migration = Migration(server.url, plan=plan, ledger_path=tmp_path / "l.db", tape=tape)
+        report = migration.backfill(steps=["ticks"])
+        assert report.totals == {"unchanged": 1, "copied": 1}
+        assert tape.latest("A") is not None and tape.latest("B") is not None
+        assert client[1].xlen("ticks:A") == 1 and client[1].xlen("ticks:historical:B") == 1
+        again = migration.backfill(steps=["ticks"])
+        assert again.totals == {"unchanged": 2} or again.totals == {"unchanged": 3}
+
+
+def test_tick_hashes_merged_into_a_copied_stream_leave_it_ours(
+    migration: Migration, client: Clients, tmp_path: Path
+) -> None:
+    client[0].xadd("ticks:historical:A", {"last_price": 1, "volume": 1}, id="1700000005000-0")
+    client[2].hset("realtime:A:1700000000", mapping={"last_price": 2, "volume": 1})
+    assert migration.backfill().totals == {"copied": 2}
+    assert [entry[1][b"last_price"] for entry in client[1].xrange("ticks:historical:A")] == [b"2", b"1"]
+    assert migration.backfill().totals == {"unchanged": 2}
+    assert client[1].xlen("ticks:historical:A") == 2
+    # The old stream goes on, and so does another hash.
+    client[0].xadd("ticks:historical:A", {"last_price": 3, "volume": 1}, id="1700000009000-0")
+    client[2].hset("realtime:A:1700000007", mapping={"last_price": 4, "volume": 1})
+    assert migration.backfill().exit_code == 0
+    prices = [entry[1][b"last_price"] for entry in client[1].xrange("ticks:historical:A")]
+    assert prices == [b"2", b"1", b"4", b"3"]
+    assert migration.backfill().totals == {"unchanged": 3}
+
+
+def test_a_rule_can_skip_keys(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:
+    text = """
+    name = "skipping"
+    [[rule]]
+    step = "s"
+    source_db = 2
+    pattern = "cache:{x}"
+    skip = true
+    [[rule]]
+    step = "s"
+    source_db = 2
+    pattern = "{x}"
+    """
+    client[2].mset({"cache:1": 1, "kept": 2})
+    report = Migration(server.url, plan=Plan.parse(text), ledger_path=tmp_path / "l.db").backfill()
+    assert report.totals == {"copied": 1, "skipped": 1}
+    assert client[1].keys() == [b"kept"]
+
+
+def test_a_value_over_the_limit_fails_alone_with_a_hint(
+    client: Clients, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    for i in range(20):
+        client[5].set(f"indicators:S{i}:rsi", b"x" * 3_000_000)
+    client[5].set("indicators:HUGE:rsi", b"x" * 9_000_000)
+    options = {"ledger_path": tmp_path / "l.db", "value_bytes_max": 8_000_000}
+    report = Migration(server.url, **options).backfill()  # type: ignore[arg-type]
+    assert report.totals == {"copied": 20, "failed": 1} and report.exit_code == 1
+    assert report.errors[0].key == b"indicators:HUGE:rsi" and "value_bytes_max" in report.errors[0].error
+    options["value_bytes_max"] = 20_000_000
+    assert Migration(server.url, **options).backfill().totals == {"copied": 1, "unchanged": 20}  # type: ignore[arg-type]
+    assert differences(client) == []
+
+
+def test_a_big_key_of_every_shape_arrives(migration: Migration, client: Clients) -> None:
+    pipe = client[2].pipeline()
+    for at in range(0, 100_000, 5000):
+        some = [f"member-{i}" for i in range(at, at + 5000)]
+        pipe.sadd("volume_state:set", *some)
+        pipe.hset("volume_state:hash", mapping={name: name for name in some})
+        pipe.rpush("volume_state:list", *some)
+        pipe.zadd("volume_state:zset", {name: i for i, name in enumerate(some, at)})
+    pipe.execute()
+    assert migration.backfill().totals == {"copied": 4}
+    assert differences(client) == []
+    assert migration.backfill().totals == {"unchanged": 4}
+
+
+def test_the_report_file_says_what_was_done(migration: Migration, client: Clients, tmp_path: Path) -> None:
+    fill(client, 10)
+    report = migration.backfill()
+    assert report.path is not None and Path(report.path).name.startswith("migration_report_2")
+    saved = json.loads(Path(report.path).read_text())
+    assert saved["totals"] == report.totals and saved["steps"] == report.steps
+    assert saved["plan"]["hash"] == Plan.load().hash
+    assert saved["errors"] == {"count": 0, "first": []}
+    assert not list(tmp_path.glob("*.tmp"))
+    assert migration.status().runs[0].report == report.path
+
+
+def test_a_report_that_cannot_be_written_is_one_line(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OnetapeError, match="cannot be written") as caught:
+        Migration(server.url, ledger_path=tmp_path / "l.db", report_dir=tmp_path / "file").backfill()
+    assert "\n" not in str(caught.value) and caught.value.hint
+
+
+def test_progress_ends_at_all_of_all(migration: Migration, client: Clients) -> None:
+    fill(client)
+    client[5].set("unmatched", 1)
+    told: list[Progress] = []
+    migration.backfill(on_progress=told.append)
+    assert (told[-1].done, told[-1].total, told[-1].left_s) == (888, 888, 0.0)
+    assert [progress.done for progress in told] == sorted(progress.done for progress in told)
+    assert {progress.step for progress in told} == set(Plan.load().steps)
+
+
+def test_plan_tells_counts_bytes_and_refusals_and_writes_nothing(migration: Migration, client: Clients) -> None:
+    fill(client)
+    before = _keyspace(client)
+    check = migration.plan()
+    assert check.keys_total == 888 and check.steps["indicators"] == 502
+    assert check.bytes_to_copy > 50_000 and check.refusals == ()
+    client[0].config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        assert "allkeys-lru" in migration.plan().refusals[0]
+    finally:
+        client[0].config_set("maxmemory-policy", "noeviction")
+    assert _keyspace(client) == before
+    json.dumps(check.to_dict())
+
+
+def test_why_knows_a_key_by_both_names(migration: Migration, client: Clients) -> None:
+    client[5].set(b"indicators:\xff:rsi", "1", pxat=EXPIRES_MS)
+    migration.backfill()
+    client[5].set(b"indicators:\xff:rsi", "2")
+    migration.backfill()
+    by_old, by_new = migration.why(b"indicators:\xff:rsi"), migration.why(b"ind:ta:\xff:rsi")
+    assert by_old == by_new
+    assert [(line.run, line.outcome, line.expire_ms) for line in by_old] == [
+        (1, "copied", EXPIRES_MS),
+        (2, "copied", -1),
+    ]
+    assert migration.why("never heard of") == []
+    json.dumps([line.to_dict() for line in by_old])
+
+
+def test_status_counts_each_key_once(migration: Migration, client: Clients) -> None:
+    fill(client, 30)
+    for _ in range(3):
+        client[5].append("indicators:NFO:SYM0:rsi", "!")
+        migration.backfill()
+    status = migration.status()
+    assert status.steps["indicators"] == {"copied": 32}
+    assert [run.command for run in status.runs] == ["backfill"] * 3
+    assert all(run.ended_ns is not None for run in status.runs)
+    json.dumps(status.to_dict())
