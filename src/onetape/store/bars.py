@@ -61,18 +61,23 @@ def late_counts(found: Columns, newest_before: Mapping[int, int]) -> dict[Key, i
     `found` as trades() gives it; `newest_before[symbol_id]` is the greatest trade time already on the tape. It
     depends on the order of arrival alone, so a tape read again from its positions gives the same revisions.
     """
+    symbols, minutes = found["symbol"], found["ts_event_ns"] // MINUTE_NS
+    if not len(symbols):
+        return {}
+    order = np.lexsort((found["seq"], symbols))
+    symbols, minutes = symbols[order], minutes[order]
+    ids, group = np.unique(symbols, return_inverse=True)
+    before = np.array([newest_before.get(symbol_id, -1) for symbol_id in ids.tolist()]) // MINUTE_NS
+    # All symbols at once, each lifted above every minute of the one before it (a minute has 28 bits): so the
+    # running maximum starts anew with each.
+    lift = group << 28
+    lifted = minutes + lift
+    newest = np.maximum(before[group] + lift, np.concatenate(([-1], np.maximum.accumulate(lifted)[:-1])))
+    late = lifted < newest
     counts: dict[Key, int] = {}
-    symbols = found["symbol"]
-    for symbol_id in np.unique(symbols).tolist():
-        mine = symbols == symbol_id
-        order = np.argsort(found["seq"][mine], kind="stable")
-        minutes = (found["ts_event_ns"][mine] // MINUTE_NS)[order]
-        before = newest_before.get(symbol_id)
-        start = -1 if before is None else before // MINUTE_NS
-        newest = np.maximum.accumulate(np.concatenate(([start], minutes)))[:-1]
-        for minute in minutes[minutes < newest].tolist():
-            key = (symbol_id, minute * MINUTE_NS)
-            counts[key] = counts.get(key, 0) + 1
+    for symbol_id, minute in zip(symbols[late].tolist(), minutes[late].tolist(), strict=True):
+        key = (symbol_id, minute * MINUTE_NS)
+        counts[key] = counts.get(key, 0) + 1
     return counts
 
 
