@@ -68,7 +68,7 @@ def test_a_newcomer_sees_a_verified_tape_and_commands_that_work(tmp_path: Path) 
     reports = re.findall(r"\S*migration_report_\S+\.json", out)
     assert reports and all((tmp_path / report).is_file() for report in reports)
     commands = [line.strip() for line in out.splitlines() if re.match(r"   \S.* -m onetape ", line)]
-    assert len(commands) >= 4
+    assert len(commands) == 6
     for command in commands:
         done = subprocess.run(
             shlex.split(command), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60

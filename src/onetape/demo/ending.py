@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -39,7 +40,8 @@ def measure(tape: Tape) -> TapeSize:
     tape.seal()
     stats = tape.stats()
     tape.close()
-    taken = sum(path.stat().st_size for path in tape.path.parent.glob(f"{tape.path.name}*"))
+    files = [tape.path.with_name(f"{tape.path.name}{suffix}") for suffix in ("", "-wal", "-shm")]
+    taken = sum(path.stat().st_size for path in files if path.exists())
     bars = stats.bars_kept + stats.bars_given
     return TapeSize(taken, stats.ticks, bars, stats.symbols, round(taken / max(1, stats.ticks), 2))
 
@@ -101,13 +103,15 @@ def show_size(telling: Telling, taken: TapeSize) -> None:
     )
 
 
-def commands(command: str, place: Place, charted: str) -> list[str]:
-    """Return commands that work after the demo: all they need is in its folder."""
+def commands(command: str, place: Place, charted: str, live: str) -> list[str]:
+    """Return commands that work after the demo: all they need is in its folder. `live`: an old key writers wrote."""
     symbol, interval = charted.split(" ")
-    tape = f"--tape {place.tape}"
+    tape = f"--tape {shlex.quote(str(place.tape))}"
     return [
         f"{command} latest {tape}",
         f"{command} history {symbol} {tape}",
         f"{command} bars {symbol} --interval {interval} {tape}",
         f"{command} stats {tape}",
+        f"{command} migrate status {tape}",
+        f"{command} migrate why {live} {tape}",
     ]

@@ -9,7 +9,8 @@ import msgspec
 from onetape.clock import now_ns, to_text
 from onetape.errors import ConfigInvalid
 
-TAPE, LEDGER, MARKER = "market_data.db", "migration.db", "onetape-demo.json"
+#: The ledger is where the command line looks for it: beside the tape.
+TAPE, LEDGER, MARKER = "market_data.db", "market_data.db.ledger", "onetape-demo.json"
 _SUFFIXES = ("", "-wal", "-shm", ".lock")
 
 

@@ -306,7 +306,9 @@ class _Story:
         ending.show_size(telling, taken)
         self.measured["latest"] = {symbol: msgspec.to_builtins(tick) for symbol, tick in latest.items()}
         self.measured["tape"] = {"path": str(self._place.tape), **msgspec.to_builtins(taken)}
-        self.measured["commands"] = ending.commands(self._options.command, self._place, charted)
+        self.measured["commands"] = ending.commands(
+            self._options.command, self._place, charted, f"indicators:{self._live[0]}:rsi"
+        )
 
     def _keep(self, report: Report) -> None:
         if report.path is not None:
