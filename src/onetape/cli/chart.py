@@ -112,7 +112,9 @@ class _Labels:
         power = 10.0 ** math.floor(math.log10(raw))
         self.step = next((m * power for m in (1, 2, 2.5, 5) if m * power >= raw), 10 * power)
         of_step = max(0, -math.floor(math.log10(self.step))) + (2.5 * power == self.step and power < 10)
-        self.digits = min(10, max(int(of_step), *(_decimals(b.close) for b in bars)))
+        self.digits = min(
+            10, max(int(of_step), *(_decimals(p) for b in bars for p in (b.open, b.high, b.low, b.close)))
+        )
         self.width = max(len(f"{price:.{self.digits}f}") for price in (low, high, last)) + 2
 
 

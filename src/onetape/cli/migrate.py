@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -84,7 +85,7 @@ def backfill(
     """Bring all keys over and their ticks onto the tape; run again, it goes on where it was."""
     settings = _settings(redis, plan_file, target_db, ledger, tape, report_dir)
     mode: Literal["r", "rw"] = "r" if dry_run else "rw"
-    with _tape(settings, no_tape or (dry_run and not settings.tape.exists()), mode) as opened:
+    with _tape(settings, no_tape, mode, or_empty=dry_run) as opened:
         migration = _migration(settings, opened, settings.reports_dir)
         with ProgressLine("keys") as progress:
             try:
@@ -196,12 +197,17 @@ def _settings(
 
 
 @contextmanager
-def _tape(settings: Settings, none: bool, mode: Literal["r", "rw"]) -> Iterator[Tape | None]:
+def _tape(settings: Settings, none: bool, mode: Literal["r", "rw"], *, or_empty: bool = False) -> Iterator[Tape | None]:
+    """Open the tape, or none. `or_empty`: where there is none yet, an empty one that is gone afterwards."""
+    from onetape.cli.options import open_tape
+
     if none:
         yield None
         return
-    from onetape.cli.options import open_tape
-
+    if or_empty and not settings.tape.exists():
+        with TemporaryDirectory(prefix="onetape-") as place, open_tape(Path(place) / "tape.db", "rw") as empty:
+            yield empty
+        return
     try:
         opened = open_tape(settings.tape, mode)
     except TapeMissing as error:
@@ -252,7 +258,7 @@ def _tell_unmatched(unmatched: Mapping[str, Mapping[str, Any]]) -> None:
     for db, found in unmatched.items():
         names = ", ".join(found["first"][:_LISTED])
         more = ", …" if found["count"] > _LISTED else ""
-        typer.echo(output.plain(f"no rule matches {found['count']:,} keys of database {db}: {names}{more}"))
+        typer.echo(output.plain(f"database {db}, keys that no rule matches: {found['count']:,} ({names}{more})"))
 
 
 def _tell_backfill(report: Report) -> None:
@@ -284,7 +290,7 @@ def _tell_verify(result: Verification) -> None:
     _print_counts(result.counts)
     typer.echo(
         f"\n{result.checked:,} keys and {result.target_keys:,} targets compared in {output.duration(result.seconds)} "
-        f"({result.keys_per_s:,.0f}/s), rounds: {result.rounds}; no rule matches {result.unmatched:,} keys"
+        f"({result.keys_per_s:,.0f}/s), rounds: {result.rounds}; keys that no rule matches: {result.unmatched:,}"
     )
     for line in result.differences[:_LISTED]:
         output.note(line)
