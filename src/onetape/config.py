@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_ignore_empty=True)
 
     tape: Path = Path("market_data.db")
-    #: redis://, rediss:// (TLS) or unix://. Without it REDIS_HOST and REDIS_PORT count, as they did for the predecessor.
+    #: redis://, rediss:// (TLS) or unix://. Without it, REDIS_HOST and REDIS_PORT count, as for the predecessor.
     redis_url: str = REDIS_URL
     durability: Literal["process", "power"] = "process"
     #: None ("none") keeps ticks for ever.

@@ -28,7 +28,7 @@ from onetape.store import table
 from onetape.store.layout import KIND_BAR
 from onetape.tape import Tape
 
-#: Rows of one transaction: about 20 ms of work and 30 MB of memory. Part of a batch's identity.
+#: Rows of one transaction: about a tenth of a second of work and 30 MB of memory. Part of a batch's identity.
 BATCH_ROWS = 65_536
 _REFUSED_LISTED = 20
 _SYMBOLS_LISTED = 1000
