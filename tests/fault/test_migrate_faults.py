@@ -198,6 +198,8 @@ def test_a_server_that_dies_leaves_a_ledger_to_resume_from(tmp_path: Path) -> No
             _migration(server, tmp_path, at=die).backfill()
         one_line(caught.value)
         server.start()
+        while redis.Redis(port=server.port).info("persistence")["loading"]:
+            time.sleep(0.05)
         assert _migration(server, tmp_path).backfill().exit_code == 0
         assert differences(clients(server.port)) == []
 

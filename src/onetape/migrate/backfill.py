@@ -17,7 +17,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from onetape.errors import PlanCollision
+from onetape.errors import EndpointError, PlanCollision
 from onetape.migrate import decide
 from onetape.migrate.copy import BATCH_KEYS, Copier
 from onetape.migrate.dump import digest
@@ -35,6 +35,8 @@ BIG_BYTES = 1024 * 1024
 BATCH_BYTES = 8 * 1024 * 1024
 #: A value over it is not read at all: a DUMP of it would stop the server for seconds and double its memory.
 VALUE_BYTES_MAX = 512 * 1024 * 1024
+#: Up to here a server's whole data may be read without asking how big each key is: memory is bounded by it.
+DATASET_BYTES_SMALL = 192 * 1024 * 1024
 
 _PROGRESS_EVERY_S = 0.2
 _LAND_AT_ONCE = 20_000
@@ -112,7 +114,7 @@ class Backfill:
         self._options = options
         self._listing = Listing(reader, plan, options.steps)
         self._landings = _Landings()
-        self._sized = _needs_sizes(reader, self._listing.total)
+        self._sized = _needs_sizes(reader, options.value_bytes_max)
         self._meter = ProgressMeter()
         self._told_s = 0.0
         self._step = ""
@@ -484,13 +486,18 @@ def _judge(reader: Endpoint, plan: Plan, entries: list[Entry]) -> list[Row | Non
     return changes
 
 
-def _needs_sizes(reader: Endpoint, keys: int) -> bool:
-    """Return whether some key could be big: all the server's values together may be too small for it."""
+def _needs_sizes(reader: Endpoint, value_bytes_max: int) -> bool:
+    """Return whether the size of each key must be asked for before it is read.
+
+    It costs a tenth of the speed. All values of the server together are a bound on any one of them, and on any batch.
+    """
     try:
         info = parse_info(reader.call("INFO", "memory"))
-    except Exception:  # noqa: BLE001  (without the right to ask, ask each key)
+    except EndpointError as error:
+        if error.facts.get("code") != "NOPERM":
+            raise
         return True
-    return int(info.get("used_memory_dataset", 2**62)) - 16 * keys > 4 * BATCH_BYTES
+    return int(info.get("used_memory_dataset", 2**62)) > min(DATASET_BYTES_SMALL, value_bytes_max)
 
 
 def _cut(page: Page, limit: int) -> Page:

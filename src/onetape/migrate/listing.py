@@ -23,7 +23,7 @@ SCAN_COUNT = 1000
 #: How many unmatched keys of a database are named; all are counted.
 UNMATCHED_NAMED = 1000
 
-_FILTER_BITS_A_KEY = 64  # one key in 130 is then taken for a repeat at first
+_FILTER_BITS_A_KEY = 32  # one key in 65 is then taken for a repeat at first
 _FILTER_BITS_MAX = 2**28
 _HEAD = struct.Struct("<IH")
 
