@@ -31,7 +31,9 @@ def environment(samples: Path | None = None) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "ONETAPE_SAMPLE_DATA": str(samples or "/nowhere")}
 
 
-def start(folder: Path, *options: str, samples: Path | None = None) -> subprocess.Popen[str]:
+def start(folder: Path, *options: str, samples: Path | None = None, group: bool = False) -> subprocess.Popen[str]:
+    # Where tests run in the background SIGINT may be ignored, and a child would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "onetape", "demo", *SMALL, *options],
         cwd=folder,
@@ -39,6 +41,7 @@ def start(folder: Path, *options: str, samples: Path | None = None) -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=group,
     )
 
 
@@ -138,6 +141,17 @@ def test_an_interrupt_ends_it_and_leaves_no_process(tmp_path: Path, number: sign
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == code
+    wait_until_gone(pids)
+
+
+@pytest.mark.parametrize("seconds", [0.8, 1.6, 2.4])
+def test_ctrl_c_in_a_terminal_reaches_all_processes_at_once_and_ends_them(tmp_path: Path, seconds: float) -> None:
+    process = start(tmp_path, "--ticks", "60000", group=True)
+    pids = wait_for_children(process, 1)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "")
     wait_until_gone(pids)
 
 

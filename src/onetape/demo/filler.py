@@ -30,7 +30,9 @@ class Filler:
 
     def add(self, *command: Argument) -> None:
         """Queue a command."""
-        packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+        # Numbers as text: hiredis 3 turns them into it unchecked, and a Ctrl-C just then is a segmentation fault
+        texts = tuple([part if isinstance(part, (str, bytes)) else repr(part) for part in command])
+        packed: bytes = hiredis.pack_command(texts)
         self._packed.append(packed)
         self._bytes += len(packed)
         if self._bytes > _BATCH_BYTES:
