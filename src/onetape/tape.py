@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import threading
@@ -99,6 +100,18 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _at_exit() -> None:
+    """Store what writers hold and end our threads: one that is still inside SQLite when Python goes would crash."""
+    for tape in list(_open_tapes):
+        try:
+            tape.close()
+        except OnetapeError as error:
+            _log.error("closing %s at exit: %s", tape.path, error)
+
+
+atexit.register(_at_exit)
 
 
 def open(  # (onetape.open is the documented name)
@@ -310,7 +323,8 @@ class Tape:
         """Raise InvalidRecord if the tape would refuse this tick."""
         if isinstance(tick, Tick) and tick.symbol in self._catalog.symbol_ids:
             try:
-                if encode_tick(tick, 0, 1) is not None and (tick.source is None or isinstance(tick.source, str)):
+                source = tick.source
+                if (source is None or isinstance(source, str)) and encode_tick(tick, 0, 0 if source is None else 1):
                     return
             except Exception:  # noqa: BLE001, S110  (the slow path below names the field)
                 pass

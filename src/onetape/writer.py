@@ -37,9 +37,8 @@ class Writer:
         self._check = check
         self._delay_s = max_delay_ms / 1000
         self._max_records = max_records
-        self._held_max = max(4 * max_records, _COMMIT_RECORDS_MAX)
         self._held: deque[Tick] = deque()
-        self._room = threading.Condition()
+        self._room = threading.Lock()
         self._storing = threading.Lock()
         self._full = threading.Event()
         self._closed = False
@@ -55,18 +54,22 @@ class Writer:
             return list(self._held)
 
     def append(self, tick: Tick) -> None:
-        """Take a tick to store within max_delay_ms; waits while the writer is full. Raises InvalidRecord."""
+        """Take a tick to store within max_delay_ms; waits while it is full.
+
+        Raises InvalidRecord, and TapeError when storing failed; the tick given was not taken then.
+        """
         self._check(tick)
+        if len(self._held) >= self._max_records and self._error is None and not self._closed:
+            # Store, or wait for the thread that does: going on beside it, the two would take Python's lock from
+            # each other at every statement.
+            self._store()
         with self._room:
-            while len(self._held) >= self._held_max and self._error is None and not self._closed:
-                self._full.set()
-                self._room.wait(0.1)
             if self._closed:
                 raise TapeClosed("this writer is closed", hint="open another with tape.writer()")
             if self._error is not None:
                 self._raise()
             self._held.append(tick)
-            full = len(self._held) >= self._max_records
+            full = len(self._held) == self._max_records
         if full:
             self._full.set()
 
@@ -95,7 +98,6 @@ class Writer:
                 for _ in ticks:
                     self._held.popleft()
                 self.stored += len(ticks)
-                self._room.notify_all()
 
     def _run(self) -> None:
         while not self._closed:
@@ -104,19 +106,18 @@ class Writer:
             if self._error is not None:
                 continue
             try:
-                while self._held and not self._closed:
+                # Once, not until nothing is left: while ticks keep coming that would be commit after tiny commit.
+                if self._held and not self._closed:
                     self._store()
             except OnetapeError as error:
                 with self._room:
                     self._error = error
-                    self._room.notify_all()
 
     def close(self) -> None:
         """Store what is held and end. When that fails it raises; `pending` still holds the ticks, and close() again
         tries again."""
         with self._room:
             self._closed = True
-            self._room.notify_all()
         self._full.set()
         self._thread.join()
         while self._held:
