@@ -32,7 +32,7 @@ class Filler:
         """Queue a command."""
         # Numbers as text: hiredis 3 turns them into it unchecked, and a Ctrl-C just then is a segmentation fault
         texts = tuple([part if isinstance(part, (str, bytes)) else repr(part) for part in command])
-        packed: bytes = hiredis.pack_command(texts)
+        packed: bytes = hiredis.pack_command(texts)  # type: ignore[arg-type]
         self._packed.append(packed)
         self._bytes += len(packed)
         if self._bytes > _BATCH_BYTES:
