@@ -254,3 +254,27 @@ def test_retention_removes_old_ticks_in_steps_keeps_bars_and_gives_space_back(tm
     raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     raw.close()
     assert path.stat().st_size < 0.75 * size_before
+
+
+def test_a_process_that_ends_without_closing_keeps_what_its_writer_held_and_does_not_crash(tmp_path):
+    path = tmp_path / "t.db"
+    code = """
+    import sys, onetape
+    tape = onetape.open(sys.argv[1])
+    tape.append(onetape.Tick("A", 1, price=1.0))
+    tape.latest("A")
+    tape.subscribe(lambda record: None)
+    follower = tape.follow()
+    writer = tape.writer(max_delay_ms=60_000)
+    for i in range(1000):
+        writer.append(onetape.Tick("A", 2 + i, price=1.0))
+    if sys.argv[2] == "raise":
+        raise KeyboardInterrupt
+    """
+    for how, code_expected in (("end", {0}), ("raise", {130, -2})):
+        for _ in range(3):
+            ended = _python(code, path, how, stderr=subprocess.DEVNULL)
+            ended.communicate(timeout=60)
+            assert ended.returncode in code_expected
+    with onetape.open(path) as tape:
+        assert tape.read("A").num_rows == 6 * 1001

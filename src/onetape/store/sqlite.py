@@ -89,14 +89,12 @@ def connect(
 
 def _open(path: Path, mode: str) -> apsw.Connection:
     if mode == "rw":
-        connection = apsw.Connection(
-            str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_NOMUTEX
-        )
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         if connection.readonly("main"):
             connection.close()
             raise TapeReadOnly(f"{path} may not be written", hint='make it writable, or open it with mode="r"')
         return connection
-    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_NOMUTEX
+    flags = apsw.SQLITE_OPEN_READONLY
     connection = apsw.Connection(str(path), flags=flags)
     try:
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
