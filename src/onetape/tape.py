@@ -830,6 +830,8 @@ class Tape:
         if self._keeper is not None:
             self._keeper_waker.close()
             self._keeper.join(5)
+        if self._recent is not None:
+            self._recent.close()
         with self._write_lock, self._readers_lock:
             for connection in self._readers:
                 connection.close()

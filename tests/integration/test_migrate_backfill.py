@@ -279,6 +279,15 @@ def test_ticks_can_be_in_the_target_already(client: Clients, server: EmbeddedSer
         assert client[1].xlen("ticks:A") == 1 and client[1].xlen("ticks:historical:B") == 1
         again = migration.backfill(steps=["ticks"])
         assert again.totals == {"unchanged": 2} or again.totals == {"unchanged": 3}
+        assert again.ticks_landed == 0, "what was merged is on the tape already"
+        assert sorted(info.symbol for info in tape.symbols()) == ["A", "B"]
+    # A tape that has never seen the hash, which may have expired, takes the merged entry instead.
+    client[1].delete("realtime:B:1700000000")
+    with onetape.open(tmp_path / "new.db") as tape:
+        migration = Migration(server.url, plan=plan, ledger_path=tmp_path / "new.ledger", tape=tape)
+        assert migration.backfill(steps=["ticks"]).ticks_landed == 2
+        assert tape.latest("B").price == 3.0
+        assert migration.backfill(steps=["ticks"]).ticks_landed == 0
 
 
 def test_tick_hashes_merged_into_a_copied_stream_leave_it_ours(

@@ -1,8 +1,10 @@
 """Following and subscribing: no gap, no duplicate, and no slow subscriber ever in a writer's way."""
 
 import asyncio
+import contextlib
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +101,34 @@ def test_close_from_another_thread_ends_an_iteration(tape):
     closer.start()
     assert list(follower) == []
     closer.join()
+
+
+def test_closing_a_tape_leaves_no_log_no_thread_and_no_open_file(tmp_path):
+    def open_files():
+        found = []
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the one that lists them
+                found.append(str(link.readlink()))
+        return found
+
+    path = tmp_path / "t.db"
+    threads = threading.active_count()
+    for _ in range(3):
+        tape = onetape.open(path)
+        tape.append(Tick("A", T0, price=1.0))
+        tape.latest()
+        tape.recent("A")
+        tape.read("A")
+        tape.subscribe(print)
+        follower = tape.follow(from_seq=0)
+        follower.take()
+        tape.writer()
+        tape.append(Tick("A", T0 + 1, price=1.0))
+        tape.close()
+        assert follower.take(0.1) == []
+    _wait(lambda: threading.active_count() <= threads)
+    assert [name.name for name in tmp_path.iterdir()] == ["t.db"]
+    assert not [name for name in open_files() if str(tmp_path) in name or "inotify" in name]
 
 
 def test_without_kernel_hints_it_polls(tape, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +11,6 @@ from types import TracebackType
 import apsw
 import numpy as np
 
-from onetape.errors import TapeClosed
 from onetape.live.waker import Waker
 from onetape.record import Bar, Tick
 from onetape.store import query, replay
@@ -52,6 +52,7 @@ class Follower:
         self._idle_s = idle_s
         self._buffer: deque[Tick | Bar] = deque()
         self._closed = False
+        self._using = threading.Lock()
         self._on_close = on_close
         if start_ns is not None:
             position = replay.first_position(connection, start_ns)
@@ -60,9 +61,10 @@ class Follower:
     @property
     def lag(self) -> int:
         """Return how many positions the tape is ahead of what was taken."""
-        if self._closed:
-            return 0
-        return query.head(self._connection) - self.position + len(self._buffer)
+        with self._using:
+            if self._closed:
+                return 0
+            return query.head(self._connection) - self.position + len(self._buffer)
 
     def poke(self) -> None:
         """Make a waiting take() look at once."""
@@ -88,17 +90,15 @@ class Follower:
         return []
 
     def _look(self) -> list[Tick | Bar]:
-        while not self._closed:
-            try:
+        with self._using:
+            while not self._closed:
                 step = replay.step(self._connection, self.position)
-            except (apsw.ConnectionClosedError, apsw.CursorClosedError):
-                return []
-            if step is None:
-                return []
-            found = replay.records(step.found, self._names, self._matching(), self._start_ns)
-            self.position = step.position
-            if found:
-                return found
+                if step is None:
+                    return []
+                found = replay.records(step.found, self._names, self._matching(), self._start_ns)
+                self.position = step.position
+                if found:
+                    return found
         return []
 
     def _matching(self) -> Array | None:
@@ -130,13 +130,11 @@ class Follower:
         self._waker.close()
         if self._on_close is not None:
             self._on_close(self)
+        self._release()
 
-    def release(self) -> None:
-        """Give the connection back; for the thread that used it, after close()."""
-        try:
+    def _release(self) -> None:
+        with self._using:
             self._connection.close()
-        except apsw.Error as error:  # still in use by another thread: it goes with the object
-            raise TapeClosed(f"a follower was closed while it read: {error}") from error
 
     def __enter__(self) -> Follower:
         return self

@@ -48,6 +48,11 @@ class Recent:
         finally:
             self._lock.release()
 
+    def close(self) -> None:
+        """Give the connection back, once nobody reads any more."""
+        with self._lock:
+            self._connection.close()
+
     def catch_up(self) -> None:
         """Take in everything that was appended since, by whoever."""
         with self._lock:

@@ -108,7 +108,6 @@ class Subscription:
         finally:
             self._closed.set()
             self._follower.close()
-            self._follower.release()
             self._on_end(self)
 
     def _deliver(self) -> None:

@@ -117,7 +117,10 @@ class BarDecoder:
         if (why := symbol_problem(symbol)) is not None:
             raise ValueError(f"symbol {symbol!r}: {why}")
         start = self._start(fields, start_ns, length)
-        _check_prices(*prices)  # type: ignore[arg-type]
+        open_, high, low, close = prices
+        if open_ is None or high is None or low is None or close is None:
+            raise ValueError("one of open, high, low and close is missing")
+        _check_prices(open_, high, low, close)
         trades = _number(fields, ("trades", "trade_count"))
         numbers = {name: _number(fields, names) for name, names in _NUMBERS.items()}
         for name, number in (*numbers.items(), ("trades", trades)):
@@ -127,8 +130,14 @@ class BarDecoder:
             symbol,
             length,
             start,
-            *prices,  # type: ignore[arg-type]
-            **numbers,
+            open_,
+            high,
+            low,
+            close,
+            volume=numbers.get("volume"),
+            vwap=numbers.get("vwap"),
+            bid_volume=numbers.get("bid_volume"),
+            ask_volume=numbers.get("ask_volume"),
             trades=None if trades is None else int(trades),
             complete=start + interval_ns(length) <= self._now_ns,
             source=source,
@@ -183,7 +192,7 @@ def _number(fields: dict[str, Any], names: tuple[str, ...]) -> float | None:
         value = _text(fields.get(name))
         if value not in (None, ""):
             try:
-                return float(value)  # type: ignore[arg-type]
+                return float(value)
             except (TypeError, ValueError):
                 raise ValueError(f"{name} = {value!r} is not a number") from None
     return None

@@ -81,7 +81,9 @@ class ReplyError(Exception):
 
 def pack(*args: Argument) -> bytes:
     """Return one command as RESP2 bytes. str is sent as UTF-8, float as its shortest exact text."""
-    packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]
+    # hiredis 3.5 crashes if a signal (Ctrl-C) comes while it turns a number into text, so it gets none.
+    texts = tuple([arg if isinstance(arg, str | bytes) else str(arg) for arg in args])
+    packed: bytes = hiredis.pack_command(texts)  # type: ignore[arg-type]
     return packed
 
 

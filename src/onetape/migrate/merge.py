@@ -31,6 +31,16 @@ _ATTEMPTS = 5
 Id = tuple[int, int]
 
 
+def merged_identity(fields: Sequence[bytes]) -> bytes | None:
+    """Return the identity of a stream's entry that was merged into it, or None for one of the stream's own."""
+    if fields[-2] != IDENTITY_FIELD or len(fields[-1]) != 32:
+        return None
+    try:
+        return bytes.fromhex(fields[-1].decode())
+    except ValueError:
+        return None
+
+
 class MergeEntry(msgspec.Struct, frozen=True):
     """One tick to merge. `fields` is flat: name, value, name, value, ..."""
 

@@ -16,7 +16,7 @@ from onetape.migrate.endpoint import Endpoint, is_lost
 from onetape.migrate.hash_ticks import HashTick, HashTickReader, columns_for_tape
 from onetape.migrate.landing import LandResult
 from onetape.migrate.ledger import Outcome
-from onetape.migrate.merge import Merged, merge, missing, parse_id
+from onetape.migrate.merge import Merged, merge, merged_identity, missing, parse_id
 from onetape.migrate.plan import Rule
 from onetape.migrate.tick_fields import TickDecoder
 from onetape.record import Bar
@@ -88,25 +88,42 @@ class Lander:
         refused: list[str] = []
         count = 0
         while page := self._entries(key, before, end):
-            decoded = self._decoder.decode(
-                [fields for _id, fields in page], [symbol] * len(page), [_id_ns(one[0]) for one in page]
-            )
             after = page[-1][0].decode()
+            own = [entry for entry in page if merged_identity(entry[1]) is None]
+            if len(own) < len(page):
+                stored += self._land_merged([entry for entry in page if merged_identity(entry[1])], symbol)
+            decoded = self._decoder.decode(
+                [fields for _id, fields in own], [symbol] * len(own), [_id_ns(one[0]) for one in own]
+            )
             if self._tape is not None and not self._dry_run:
                 cursor = (name, before, after)
                 columns = columns_for_tape(decoded, SOURCE)
                 stored += self._tape.append_table(columns, cursor=cursor, on_invalid="quarantine").stored
             else:
-                stored += len(page) - len(decoded.rejected)
+                stored += len(own) - len(decoded.rejected)
             if decoded.rejected and not refused:
                 first = min(decoded.rejected)
-                refused.append(f"{page[first][0].decode()}: {decoded.rejected[first]}")
+                refused.append(f"{own[first][0].decode()}: {decoded.rejected[first]}")
             count += len(decoded.rejected)
             seen += len(page)
             before = after
         told = f"{count:,} of {seen:,} entries are no ticks, first {refused[0]}" if count else None
         outcome = Outcome.COPIED if stored else Outcome.UNCHANGED
         return LandResult(key, stored, max(0, length - seen), outcome, told)
+
+    def _land_merged(self, entries: Sequence[Any], symbol: str) -> int:
+        """Land entries that were merged into a stream from hashes, by those hashes' identities; return how many
+        were not on the tape yet.
+        """
+        decoded = self._decoder.decode(
+            [fields[:-2] for _id, fields in entries], [symbol] * len(entries), [_id_ns(one[0]) for one in entries]
+        )
+        ids = [bytes.fromhex(entries[row][1][-1].decode()) for row in decoded.rows]
+        if self._tape is None or not ids:
+            return 0
+        if self._dry_run:
+            return self._tape.has_ids(ids).count(False)
+        return self._tape.append_table(columns_for_tape(decoded, SOURCE), ids=ids, on_invalid="quarantine").stored
 
     def _entries(self, key: bytes, before: str | None, end: bytes) -> list[Any]:
         start = "-" if before is None else f"({before}"

@@ -77,8 +77,11 @@ def test_what_is_proved_one_to_one_is(first: bytes, second: bytes, db: int) -> N
 
 def test_only_rules_that_could_meet_are_left_to_the_real_keys() -> None:
     plan = Plan.load()
-    assert {plan.rules[i].pattern for i in plan.unproved()} == {"ticks:{symbol}"}  # of databases 0 and 2
-    assert plan.with_source("ticks", 1).unproved() == frozenset()
+    streams = {"ticks:historical:{symbol}", "ticks:{symbol}"}  # of databases 0 and 2
+    assert {plan.rules[i].pattern for i in plan.unproved()} == streams
+    one = plan.with_source("ticks", 1)
+    assert {one.rules[i].pattern for i in one.unproved()} <= streams
+    assert plan.only(["volume", "indicators", "system", "ohlc", "baselines"]).unproved() == frozenset()
 
 
 def test_the_first_rule_that_fits_decides() -> None:
