@@ -34,10 +34,10 @@ class Waker:
     """Waits for a hint: a write to the tape's log by any process, or poke() from this one."""
 
     def __init__(self, wal: Path) -> None:
+        self._lock = threading.Lock()
         self._watch = _watch(wal)
         self._poke_r, self._poke_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._closed = False
-        self._lock = threading.Lock()
         self._fds = [self._poke_r] + ([self._watch] if self._watch is not None else [])
 
     @property
@@ -75,3 +75,7 @@ class Waker:
             os.write(self._poke_w, b"!")
             for fd in (*self._fds, self._poke_w):
                 os.close(fd)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):  # a follower that was dropped, not closed
+            self.close()
