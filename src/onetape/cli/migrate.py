@@ -300,6 +300,8 @@ def _tell_verify(result: Verification) -> None:
     if more:
         output.note(f"and {more:,} more; --json and the report list them")
     typer.echo(f"verdict: {result.verdict}{' (of a sample only)' if result.sampled else ''}")
+    if result.report:
+        typer.echo(f"report: {result.report}")
 
 
 def _tell_status(found: Status) -> None:

@@ -297,10 +297,9 @@ class Migration:
         finally:
             if ledger is not None:
                 ledger.close()
-        self._record_verdict(result, address)
-        return result
+        return msgspec.structs.replace(result, report=self._record_verdict(result, address))
 
-    def _record_verdict(self, result: Verification, address: str) -> None:
+    def _record_verdict(self, result: Verification, address: str) -> str | None:
         now_ns = clock.now_ns()
         path = None
         if self.report_dir is not None:
@@ -319,6 +318,7 @@ class Migration:
                 proven = result.exit_code in (0, 3) and ledger.state("phase") == "backfilled"
                 ledger.set_state(verdict=result.verdict, **({"phase": "verified"} if proven else {}))
                 ledger.end_run(path)
+        return path
 
     def status(self) -> Status:
         """Return what the ledger says. Raises LedgerUnusable where there is none."""

@@ -72,7 +72,8 @@ class Verification(msgspec.Struct, frozen=True):
 
     `counts`: step → finding → keys. `differences` and `skips` are the first of each in words, `unlisted` how
     many more there are. `checked` source keys, `unmatched` source keys without a rule, `target_keys` looked at
-    in the other direction, `rounds` made, `seconds` taken.
+    in the other direction, `rounds` made, `seconds` taken; `report` is the
+    path of the JSON report, where one was written.
     """
 
     verdict: str
@@ -86,6 +87,7 @@ class Verification(msgspec.Struct, frozen=True):
     rounds: int
     seconds: float
     sampled: bool = False
+    report: str | None = None
 
     @property
     def exit_code(self) -> int:
