@@ -27,8 +27,8 @@ def main(port: int) -> None:
         while not (len(found) % 16 == 0 and select.select([sys.stdin], [], [], 0)[0]):
             due += _GAP_NS
             start = due
-            if clock() < due:
-                time.sleep((due - clock()) / 1e9)
+            if (wait := due - clock()) > 0:
+                time.sleep(wait / 1e9)
                 start = clock()
             endpoint.exchange(request, 1)
             found.append((clock() - start) / 1e6)
