@@ -1,38 +1,56 @@
 """The visitor: another client of the server, with 1,000 GETs a second, that would feel a migration.
 
-`python -m bench.visitor PORT` says "ready", and prints the latencies in ms as JSON when its input ends. A request
-that waited for the answer to the one before counts from when it was due.
+`python -m bench.visitor PORT` says "ready", and prints the latencies in ms as JSON when its input ends. It asks at
+its steady pace whether or not the last answer is there, as many users of one server do, so that a slow moment of the
+server is felt by every request that falls into it.
 """
 
 from __future__ import annotations
 
 import json
 import select
+import socket
 import sys
 import time
+from collections import deque
 
-from onetape.migrate.endpoint import Endpoint, pack
+import hiredis
 
 _GAP_NS = 1_000_000
+_KEY = "indicators:NFO:SYM000001:rsi"
 
 
 def main(port: int) -> None:
     """Ask until the input ends."""
-    clock = time.perf_counter_ns
-    found: list[float] = []
-    with Endpoint.connect(f"redis://127.0.0.1:{port}", db=5) as endpoint:
-        request = pack("GET", "indicators:NFO:SYM000001:rsi")
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(hiredis.pack_command(("SELECT", 5)))
+        connection.recv(64)
         print("ready", flush=True)
-        due = clock()
-        while not (len(found) % 16 == 0 and select.select([sys.stdin], [], [], 0)[0]):
+        print(json.dumps(_ask(connection, hiredis.pack_command(("GET", _KEY)))))
+
+
+def _ask(connection: socket.socket, request: bytes) -> list[float]:
+    clock = time.perf_counter_ns
+    reader = hiredis.Reader()
+    asked: deque[int] = deque()
+    found: list[float] = []
+    due = clock()
+    ending = False
+    while not ending or asked:
+        wait = max(0, due - clock()) if not ending else _GAP_NS
+        ready, _, _ = select.select([connection] if ending else [connection, sys.stdin], [], [], wait / 1e9)
+        if connection in ready:
+            reader.feed(connection.recv(65536))
+            now = clock()
+            while reader.gets() is not False:
+                found.append((now - asked.popleft()) / 1e6)
+        ending = ending or sys.stdin in ready
+        if not ending and clock() >= due:
             due += _GAP_NS
-            start = due
-            if (wait := due - clock()) > 0:
-                time.sleep(wait / 1e9)
-                start = clock()
-            endpoint.exchange(request, 1)
-            found.append((clock() - start) / 1e6)
-    print(json.dumps(found))
+            asked.append(clock())
+            connection.sendall(request)
+    return found
 
 
 if __name__ == "__main__":
