@@ -11,7 +11,7 @@ import redis
 from onetape.embedded import EmbeddedServer
 from onetape.errors import ConfigInvalid, EndpointError
 from onetape.migrate.endpoint import Endpoint, ReplyError, is_read, pack
-from onetape.migrate.listing import Listing, _Repeats
+from onetape.migrate.listing import MIXED_PAGES, Listing, _Repeats, mixed
 from onetape.migrate.plan import Plan
 
 
@@ -62,6 +62,39 @@ def test_a_database_is_scanned_once_for_all_its_steps(server: EmbeddedServer) ->
         assert listing.unmatched[2].count == 50 and listing.total == 200
         listing.close()
     assert client.info("commandstats")["cmdstat_scan"]["calls"] == 1
+
+
+def test_pages_are_mixed_and_every_key_is_given_once() -> None:
+    for number in (0, 1, 5, MIXED_PAGES, 3 * MIXED_PAGES + 1):
+        pages = [[b"%d:%d" % (page, at) for at in range(1000 if page % 7 else 3)] for page in range(number)]
+        out = list(mixed(iter(pages)))
+        keys = [key for page in out for key in page]
+        assert len(keys) == len(set(keys)) and sorted(keys) == sorted(key for page in pages for key in page)
+        assert all(out)
+    # In full swing the keys of a batch come from many pages of SCAN.
+    middle = out[len(out) // 2]
+    assert len({key.partition(b":")[0] for key in middle}) > MIXED_PAGES // 2
+
+
+def test_a_page_asked_for_ahead_reaches_its_own_database(server: EmbeddedServer) -> None:
+    client = redis.Redis(port=server.port)
+    for db, name in ((5, "indicators:S%d:rsi"), (2, "volume_state:%d")):
+        client.select(db)
+        client.mset({name % i: 1 for i in range(20_000)})
+    with Endpoint.connect(server.url, writable=False) as endpoint:
+        listing = Listing(endpoint, Plan.load(), ahead=True)
+        turns = {step: listing.pages(step) for step in ("indicators", "volume")}
+        found: dict[str, list[bytes]] = {step: [] for step in turns}
+        while turns:
+            for step, pages in list(turns.items()):
+                page = next(pages, None)
+                if page is None:
+                    del turns[step]
+                else:
+                    found[step] += page.keys
+        listing.close()
+    assert sorted(found["indicators"]) == sorted(b"indicators:S%d:rsi" % i for i in range(20_000))
+    assert sorted(found["volume"]) == sorted(b"volume_state:%d" % i for i in range(20_000))
 
 
 def test_a_pipeline_bigger_than_all_buffers_does_not_block(server: EmbeddedServer) -> None:

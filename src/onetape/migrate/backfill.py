@@ -19,7 +19,7 @@ import msgspec
 
 from onetape.errors import EndpointError, PlanCollision
 from onetape.migrate import decide
-from onetape.migrate.copy import BATCH_KEYS, Copier
+from onetape.migrate.copy import GROUP_KEYS, Copier
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint, ReplyError, parse_info
 from onetape.migrate.landing import LandResult, TickLander
@@ -112,7 +112,8 @@ class Backfill:
         self._ledger = ledger
         self._lander = lander
         self._options = options
-        self._listing = Listing(reader, plan, options.steps)
+        self._lister = None if connect is None else connect()
+        self._listing = Listing(self._lister or reader, plan, options.steps, ahead=self._lister is not None)
         self._landings = _Landings()
         self._sized = _needs_sizes(reader, options.value_bytes_max)
         self._meter = ProgressMeter()
@@ -145,6 +146,8 @@ class Backfill:
             self._tell(force=True)
         finally:
             self._listing.close()
+            if self._lister is not None:
+                self._lister.close()
             self._landings.close()
             if self._copier is not None:
                 self._copier.close()
@@ -172,14 +175,14 @@ class Backfill:
         if not page.keys:
             return
         if not self._sized:
-            for at in range(0, len(page.keys), BATCH_KEYS):
-                end = at + BATCH_KEYS
+            for at in range(0, len(page.keys), GROUP_KEYS):
+                end = at + GROUP_KEYS
                 yield Batch(page.db, page.keys[at:end], page.targets[at:end], page.rules[at:end])
             return
         sizes = memory_usage(self._reader, page.db, page.keys)
-        if max(sizes) <= BATCH_BYTES // BATCH_KEYS:
-            for at in range(0, len(page.keys), BATCH_KEYS):
-                end = at + BATCH_KEYS
+        if max(sizes) <= BATCH_BYTES // GROUP_KEYS:
+            for at in range(0, len(page.keys), GROUP_KEYS):
+                end = at + GROUP_KEYS
                 yield Batch(page.db, page.keys[at:end], page.targets[at:end], page.rules[at:end])
             return
         batch, held = Batch(page.db, [], [], []), 0
@@ -188,7 +191,7 @@ class Backfill:
                 self._too_big(page, place, size)
                 continue
             alone = size > BIG_BYTES
-            if batch.keys and (alone or held + size > BATCH_BYTES or len(batch.keys) == BATCH_KEYS):
+            if batch.keys and (alone or held + size > BATCH_BYTES or len(batch.keys) == GROUP_KEYS):
                 yield batch
                 batch, held = Batch(page.db, [], [], []), 0
             batch.keys.append(page.keys[place])

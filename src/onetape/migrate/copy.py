@@ -1,6 +1,7 @@
 """The copy: keys move in batches, each only if neither side changed since it was read.
 
-A batch goes through one connection in two exchanges (ARCHITECTURE.md says why this is safe):
+A batch goes through one connection in two exchanges (ARCHITECTURE.md says why this is safe), several batches,
+each on its own, side by side as a group that shares its ledger transactions:
 
     read      WATCH the sources; DUMP and PEXPIRETIME of each. Careful batches: the same for the targets.
     intend    one ledger transaction: key, target, digest, expiry
@@ -11,8 +12,10 @@ A first copy has no REPLACE: where a target exists the server itself refuses, wh
 it. Such keys, and all keys once the ledger knows of earlier runs, make careful batches: both sides are read
 under WATCH, and a target is replaced only where it still holds what we wrote.
 
-Three connections take turns, so that neither side waits: while the client digests and records what one has
-read, the server acts for the second and reads for the third.
+Servers up to Redis 7.2 compare every key with all that the same connection watches already, and a long
+transaction is felt by others, so batches are small; each ledger transaction has its price, so groups are
+larger. Groups take turns, so that neither side waits: while the client digests and records what one has read,
+the server acts for the second and reads for the third.
 """
 
 from __future__ import annotations
@@ -27,13 +30,17 @@ from onetape.errors import EndpointError
 from onetape.migrate import decide
 from onetape.migrate.decide import Decided
 from onetape.migrate.endpoint import Endpoint, ReplyError, is_lost
-from onetape.migrate.lane import Batch, Lane
+from onetape.migrate.lane import Batch, Lane, Reading
 from onetape.migrate.ledger import Ledger, Row
 
-#: Measured: a concurrent client's p99 is under 3 ms with transactions of 100 to 200 COPYs and 5.6 ms with
-#: 500. Smaller ones cost both sides more for their packets than the server saves on WATCH.
-BATCH_KEYS = 200
-LANES = 3
+#: Keys of a group, and of each of its batches. Measured: batches of 50 cost both sides more for their packets
+#: than the server saves on WATCH. A concurrent client's p99 is under 3 ms with transactions of 100 to 200 COPYs,
+#: 5.6 ms with 500.
+GROUP_KEYS = 200
+BATCH_KEYS = 100
+#: Groups on their way, and the connections each may take.
+GROUPS = 3
+LANES = GROUP_KEYS // BATCH_KEYS
 #: A key that changed under us this often in a row has a busy writer: it is counted, and a later run gets it.
 ATTEMPTS_MAX = 10
 #: How often the same batch survives the loss of its connection before the run ends, to be resumed.
@@ -49,7 +56,14 @@ class _Flight(msgspec.Struct):
     lane: Lane
     batch: Batch
     decided: Decided | None = None
-    ledger_batch: int = 0
+
+
+class _Group(msgspec.Struct):
+    """Batches side by side, on the first of these lanes. `ledger_batch`: where all their rows are, None if none."""
+
+    lanes: list[Lane]
+    flights: list[_Flight]
+    ledger_batch: int | None = None
 
 
 class Copier:
@@ -77,74 +91,96 @@ class Copier:
         self._on_done = on_done
         self._careful = careful
         self._at = at
-        self._idle = [Lane(connect(), target_db) for _ in range(LANES)]
-        self._reading: deque[_Flight] = deque()
-        self._acting: deque[_Flight] = deque()
+        self._idle = self._lanes()
+        self._reading: deque[_Group] = deque()
+        self._acting: deque[_Group] = deque()
         self._losses = 0
-        self._slack_ms = 0 if self._idle[0].endpoint.has_expire_time else decide.SLACK_BEFORE_7_MS
+        self._slack_ms = 0 if self._idle[0][0].endpoint.has_expire_time else decide.SLACK_BEFORE_7_MS
         self._again: deque[Batch] = deque()
         self._unsettled: list[tuple[int, list[Row | None]]] = []
         self._unreported: list[tuple[Batch, list[int | None], list[str | None]]] = []
 
+    def _lanes(self) -> list[list[Lane]]:
+        return [[Lane(self._connect(), self._target_db) for _ in range(LANES)] for _ in range(GROUPS)]
+
     def put(self, batch: Batch) -> None:
-        """Take a batch on. Raises EndpointError if the server is lost for good, LedgerUnusable."""
+        """Take on a batch of any size, better GROUP_KEYS. Raises EndpointError if the server is lost for good,
+        LedgerUnusable.
+        """
         if self._careful:
             batch.careful = True
-        self._turn_with(batch)
+        for at in range(0, len(batch.keys), GROUP_KEYS):
+            self._turn_with(batch.cut(at, min(at + GROUP_KEYS, len(batch.keys)), BATCH_KEYS))
         while self._again:
-            self._turn_with(self._again.popleft())
+            self._turn_with(self._those_again())
 
     def flush(self) -> None:
         """Finish and record all that was taken on."""
         while self._again or self._reading or self._acting:
-            self._turn_with(self._again.popleft() if self._again else None)
+            self._turn_with(self._those_again())
         self._settle()
 
     def close(self) -> None:
         """Close the connections."""
-        for lane in (*self._idle, *(flight.lane for flight in (*self._reading, *self._acting))):
-            lane.endpoint.close()
+        for lanes in (*self._idle, *(group.lanes for group in (*self._reading, *self._acting))):
+            for lane in lanes:
+                lane.endpoint.close()
 
-    def _turn_with(self, batch: Batch | None) -> None:
+    def _those_again(self) -> list[Batch]:
+        return [self._again.popleft() for _ in range(min(LANES, len(self._again)))]
+
+    def _turn_with(self, batches: list[Batch]) -> None:
         try:
-            self._take_turn(batch)
+            self._take_turn(batches)
         except EndpointError as error:
             if not is_lost(error):
                 raise
-            self._recover(batch, error)
+            self._recover(batches, error)
 
-    def _take_turn(self, batch: Batch | None) -> None:
-        """Move the oldest reading to its act, finish the oldest act, and give the batch to the lane that is
+    def _take_turn(self, batches: list[Batch]) -> None:
+        """Move the oldest reading to its act, finish the oldest act, and give the batches to the lanes that are
         free.
         """
         # One reading is left for later: the act sent here has until the next turn to be done.
-        while self._reading and (batch is None or (not self._idle and len(self._reading) > 1)):
+        while self._reading and (not batches or (not self._idle and len(self._reading) > 1)):
             self._act(self._reading[0])
             self._acting.append(self._reading.popleft())
-        if self._acting and (batch is None or not self._idle):
+        if self._acting and (not batches or not self._idle):
             self._finish(self._acting[0])
-            self._idle.append(self._acting.popleft().lane)
-        if batch is not None:
-            flight = _Flight(self._idle.pop(), batch)
-            self._reading.append(flight)
-            flight.lane.send_read(batch)
+            self._idle.append(self._acting.popleft().lanes)
+        if batches:
+            lanes = self._idle.pop()
+            # More lanes than batches: put() and _those_again() see to it.
+            group = _Group(lanes, [_Flight(lane, batch) for lane, batch in zip(lanes, batches, strict=False)])
+            self._reading.append(group)
+            for flight in group.flights:
+                flight.lane.send_read(flight.batch)
 
-    def _act(self, flight: _Flight) -> None:
-        batch, reading = flight.batch, flight.lane.receive_read()
+    def _act(self, group: _Group) -> None:
+        readings = [flight.lane.receive_read() for flight in group.flights]
         self._at("read")
-        if reading.refused is not None:
-            decided = self._split(batch, reading.refused)
-        elif batch.careful:
-            known = self._ledger.find(batch.db, batch.keys)
-            decided = decide.decide_careful(batch, reading, known, self._target_db, self._slack_ms)
-        else:
-            decided = decide.decide_first(batch, reading)
-        if decided.rows:
-            flight.ledger_batch = self._ledger.intend(decided.rows, self._unsettled)
+        rows: list[Row] = []
+        decisions = []
+        for flight, reading in zip(group.flights, readings, strict=True):
+            decided = self._decide(flight.batch, reading)
+            decisions.append(decided)
+            rows += decided.rows
+        if rows:
+            group.ledger_batch = self._ledger.intend(rows, self._unsettled)
             self._report()
             self._at("intended")
-        flight.decided = decided
-        flight.lane.send_act(decided.acts)
+        for flight, decided in zip(group.flights, decisions, strict=True):
+            flight.decided = decided
+        for flight, decided in zip(group.flights, decisions, strict=True):
+            flight.lane.send_act(decided.acts)
+
+    def _decide(self, batch: Batch, reading: Reading) -> Decided:
+        if reading.refused is not None:
+            return self._split(batch, reading.refused)
+        if batch.careful:
+            known = self._ledger.find(batch.db, batch.keys)
+            return decide.decide_careful(batch, reading, known, self._target_db, self._slack_ms)
+        return decide.decide_first(batch, reading)
 
     def _split(self, batch: Batch, refused: ReplyError) -> Decided:
         """The server would not even let us watch: find the key it minds, and go on with the others."""
@@ -156,30 +192,39 @@ class Copier:
         nothing: list[Any] = [None] * len(batch.keys)
         return Decided([], [], nothing, nothing, nothing)
 
-    def _finish(self, flight: _Flight) -> None:
-        batch, decided = flight.batch, flight.decided
-        assert decided is not None
-        queued, result = flight.lane.receive_act()
+    def _finish(self, group: _Group) -> None:
+        answers = [flight.lane.receive_act() for flight in group.flights]
         self._at("acted")
         self._losses = 0
         changes: list[Row | None] = []
-        if decided.acts and result is None:
-            changes = self._refused(batch, decided)
-        elif decided.acts:
-            changes = self._results(batch, decided, queued, result)
-        if decided.rows:
-            self._unsettled.append((flight.ledger_batch, changes))
-        self._unreported.append((batch, decided.outcomes, decided.errors))
-        if not decided.rows:  # no ledger transaction of its own that could carry the ones before it
+        for flight, (queued, result) in zip(group.flights, answers, strict=True):
+            batch, decided = flight.batch, flight.decided
+            assert decided is not None
+            changed: list[Row | None] = []
+            if decided.acts and result is None:
+                changed = self._refused(batch, decided)
+            elif decided.acts:
+                changed = self._results(batch, decided, queued, result)
+            changes += [*changed, *[None] * (len(decided.rows) - len(changed))]
+            self._unreported.append((batch, decided.outcomes, decided.errors))
+        self._settle_later(group, changes)
+        if group.ledger_batch is None:  # no ledger transaction of its own that could carry the ones before it
             self._settle()
+
+    def _settle_later(self, group: _Group, changes: list[Row | None]) -> None:
+        if group.ledger_batch is not None:
+            self._unsettled.append((group.ledger_batch, changes))
 
     def _results(self, batch: Batch, decided: Decided, queued: list[Any], result: Any) -> list[Row | None]:
         """Write the outcomes of the acts into `decided`; return the ledger rows that came otherwise than
         intended.
         """
         if result.__class__ is list and result.count(1) == len(result):
-            for place, _ in decided.acts:
-                decided.outcomes[place] = decide.COPIED
+            if len(result) == len(batch.keys):
+                decided.outcomes = [decide.COPIED] * len(result)
+            else:
+                for place, _ in decided.acts:
+                    decided.outcomes[place] = decide.COPIED
             return []
         # An aborted transaction did nothing: those that could not be queued are to blame, the others go
         # again.
@@ -224,28 +269,29 @@ class Copier:
             self._again.append(batch.part(places[half:], attempts))
         return [_tried_again(row) for row in decided.rows[: len(places)]]
 
-    def _recover(self, batch: Batch | None, error: EndpointError) -> None:
+    def _recover(self, batches: list[Batch], error: EndpointError) -> None:
         """Connect again. Batches whose answers were lost go again, knowing what they may have written."""
         self._losses += 1
         if self._losses > LOSSES_MAX:
             raise error
         self.close()
-        flights = [*self._acting, *self._reading]
+        groups = [*self._acting, *self._reading]
         self._acting.clear()
         self._reading.clear()
-        for flight in flights:
-            if flight.batch is batch:
-                continue
-            if flight.decided is not None:
-                self._forget(flight, flight.decided)
-            else:
-                self._again.append(flight.batch.part(range(len(flight.batch.keys)), flight.batch.attempts))
-        if batch is not None:
-            self._again.append(batch)
-        self._idle = [Lane(self._connect(), self._target_db) for _ in range(LANES)]
+        for group in groups:
+            changes: list[Row | None] = []
+            for flight in group.flights:
+                if any(flight.batch is batch for batch in batches):
+                    continue
+                if flight.decided is not None:
+                    changes += self._forget(flight.batch, flight.decided)
+                else:
+                    self._again.append(flight.batch.part(range(len(flight.batch.keys)), flight.batch.attempts))
+            self._settle_later(group, changes)
+        self._again.extend(batches)
+        self._idle = self._lanes()
 
-    def _forget(self, flight: _Flight, decided: Decided) -> None:
-        batch = flight.batch
+    def _forget(self, batch: Batch, decided: Decided) -> list[Row | None]:
         places = [place for place, _ in decided.acts]
         if places:
             mine: list[tuple[bytes, int] | None] = [None] * len(batch.keys)
@@ -253,10 +299,9 @@ class Copier:
                 mine[place] = (row[4] or b"", row[6])
             batch.mine = mine
             self._again.append(batch.part(places, batch.attempts))
-        if decided.rows:
-            changes: list[Row | None] = [_tried_again(row) for row in decided.rows[: len(places)]]
-            self._unsettled.append((flight.ledger_batch, changes))
         self._unreported.append((batch, decided.outcomes, decided.errors))
+        tried = [_tried_again(row) for row in decided.rows[: len(places)]]
+        return [*tried, *[None] * (len(decided.rows) - len(tried))]
 
     def _settle(self) -> None:
         for batch, changes in self._unsettled:

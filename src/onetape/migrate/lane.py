@@ -51,6 +51,14 @@ class Batch(msgspec.Struct):
             None if self.mine is None else [self.mine[i] for i in chosen],
         )
 
+    def cut(self, start: int, end: int, size: int) -> list[Batch]:
+        """Return what lies between two places as batches of at most so many keys, as careful as this one."""
+        return [
+            Batch(self.db, self.keys[at:to], self.targets[at:to], self.rules[at:to], self.careful)
+            for at in range(start, end, size)
+            for to in (min(at + size, end),)
+        ]
+
 
 class Reading(msgspec.Struct):
     """What both sides held, in the order of the batch. `refused`: WATCH or SELECT failed, nothing can be done.
@@ -116,7 +124,10 @@ class Lane:
         if not acts:
             return
         sources, targets, copy, replace = self._sources, self._targets, self._copy, self._replace
-        copies = [(replace if over else copy) % (sources[i], targets[i]) for i, over in acts]
+        if len(acts) == len(sources) and not any(over for _, over in acts):
+            copies = [copy % pair for pair in zip(sources, targets, strict=True)]
+        else:
+            copies = [(replace if over else copy) % (sources[i], targets[i]) for i, over in acts]
         self.endpoint.send(b"".join([_select(self._batch.db), _MULTI, *copies, _EXEC]))
 
     def receive_act(self) -> tuple[list[Any], Any]:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Iterator
-from typing import IO
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
+from typing import IO, Any
 
 import msgspec
 import numpy as np
 
-from onetape.migrate.endpoint import Endpoint, ReplyError
+from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, pack
 from onetape.migrate.plan import Matcher, Plan
 
 SCAN_COUNT = 1000
+#: Pages that are mixed, see mixed(): 32,000 names of keys are held for it.
+MIXED_PAGES = 32
 #: How many unmatched keys of a database are named; all are counted.
 UNMATCHED_NAMED = 1000
 
@@ -47,15 +51,18 @@ class Unmatched(msgspec.Struct):
 class Listing:
     """Lists the keys that some steps of a plan read (None: all steps).
 
-    `total`: keys in their source databases at the start.
+    `total`: keys in their source databases at the start. `ahead`: nobody else uses the endpoint, so that a page can
+    be asked for before it is needed.
     """
 
-    def __init__(self, endpoint: Endpoint, plan: Plan, wanted: tuple[str, ...] | None = None) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self, endpoint: Endpoint, plan: Plan, wanted: tuple[str, ...] | None = None, *, ahead: bool = False
+    ) -> None:
         self._plan = plan
         steps = plan.steps if wanted is None else wanted
         dbs = dict.fromkeys(rule.source_db for rule in plan.rules if rule.step in steps)
-        self._sources = {db: _Source(endpoint, plan, db, steps) for db in dbs}
+        scanner = _Scanner(endpoint, ahead=ahead)
+        self._sources = {db: _Source(scanner, plan, db, steps) for db in dbs}
         self.total = sum(source.total for source in self._sources.values())
 
     @property
@@ -79,11 +86,44 @@ class Listing:
             source.close()
 
 
+class _Scanner:
+    """A connection that scans several databases, if it may, one page ahead of what is needed."""
+
+    def __init__(self, endpoint: Endpoint, *, ahead: bool) -> None:
+        self._endpoint = endpoint
+        self._ahead = ahead
+        self._asked: int | None = None  # the database whose page is on its way
+        self._got: dict[int, Any] = {}
+
+    def at(self, db: int) -> Endpoint:
+        """Return the endpoint, with nothing on its way and the database selected."""
+        if self._asked is not None:
+            asked, self._asked = self._asked, None
+            self._got[asked] = self._endpoint.receive(1)[0]
+        if self._endpoint.db != db:
+            self._endpoint.select(db)
+        return self._endpoint
+
+    def ask(self, db: int, scan: tuple[Argument, ...]) -> None:
+        """Ask for a page that page() will want."""
+        if self._ahead:
+            self.at(db).send(pack(*scan))
+            self._asked = db
+
+    def page(self, db: int, scan: tuple[Argument, ...]) -> tuple[bytes, list[bytes]]:
+        """Return the next cursor and the keys of a page, asked for or not."""
+        endpoint = self.at(db)
+        got = self._got.pop(db, None)
+        if got is None or isinstance(got, ReplyError):
+            got = endpoint.call(*scan)
+        return got[0], got[1]
+
+
 class _Source:
     """One database on its way through SCAN, with what later steps need of it."""
 
-    def __init__(self, endpoint: Endpoint, plan: Plan, db: int, wanted: tuple[str, ...]) -> None:
-        self._endpoint = endpoint
+    def __init__(self, scanner: _Scanner, plan: Plan, db: int, wanted: tuple[str, ...]) -> None:
+        self._scanner = scanner
         self._plan = plan
         self._db = db
         self._matcher: Matcher = plan.matcher(db)
@@ -91,14 +131,9 @@ class _Source:
         self._wanted = wanted
         self._spools: dict[str, _Spool] = {}
         self._repeats: _Repeats | None = None
-        self._select()
-        self.total = int(endpoint.call("DBSIZE"))
+        self.total = int(scanner.at(db).call("DBSIZE"))
         self._scan: Iterator[Page] | None = None
         self.unmatched = Unmatched(0, [])
-
-    def _select(self) -> None:
-        if self._endpoint.db != self._db:
-            self._endpoint.select(self._db)
 
     def pages(self, step: str) -> Iterator[Page]:
         spool = self._spools.get(step)
@@ -151,8 +186,8 @@ class _Source:
         return page
 
     def _match_types(self, keys: list[bytes], page: Page) -> None:
-        self._select()
-        for key, kind in zip(keys, self._endpoint.pipeline([("TYPE", key) for key in keys]), strict=True):
+        kinds = self._scanner.at(self._db).pipeline([("TYPE", key) for key in keys])
+        for key, kind in zip(keys, kinds, strict=True):
             name = "none" if isinstance(kind, ReplyError) else kind.decode()
             hit = self._matcher.match_type(key, name)
             if hit is not None:
@@ -169,10 +204,7 @@ class _Source:
 
     def _new_keys(self) -> Iterator[list[bytes]]:
         self._repeats = repeats = _Repeats(self.total)
-        for keys in self._scanned():
-            fresh = repeats.fresh(keys)
-            if fresh:
-                yield fresh
+        yield from mixed(fresh for keys in self._scanned() if (fresh := repeats.fresh(keys)))
         late = repeats.resolved()
         for start in range(0, len(late), SCAN_COUNT):
             yield late[start : start + SCAN_COUNT]
@@ -180,11 +212,12 @@ class _Source:
 
     def _scanned(self) -> Iterator[list[bytes]]:
         glob = self._plan.scan_glob(self._db)
-        extra = () if glob is None else (b"MATCH", glob)
+        extra: tuple[Argument, ...] = () if glob is None else (b"MATCH", glob)
         cursor = b"0"
         while True:
-            self._select()
-            cursor, keys = self._endpoint.call("SCAN", cursor, *extra, "COUNT", SCAN_COUNT)
+            cursor, keys = self._scanner.page(self._db, ("SCAN", cursor, *extra, "COUNT", SCAN_COUNT))
+            if cursor != b"0":
+                self._scanner.ask(self._db, ("SCAN", cursor, *extra, "COUNT", SCAN_COUNT))
             if keys:
                 yield keys
             if cursor == b"0":
@@ -195,6 +228,26 @@ class _Source:
             spool.close()
         if self._repeats is not None:
             self._repeats.close()
+
+
+def mixed(pages: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
+    """Yield all the keys of these pages again, in pages whose neighbours come from far apart.
+
+    SCAN goes through the server's table so that the keys of a page have the low bits of their hashes in common. The
+    server's small table of watched keys has the same hashes: a page watched together falls into a few of its chains,
+    and every WATCH walks along one. Each page given out here has a share of each of the last pages that came in.
+    """
+    window: deque[list[bytes]] = deque(maxlen=MIXED_PAGES)
+    out: list[bytes] = []
+    for page in chain(pages, repeat([], MIXED_PAGES - 1)):
+        window.appendleft(page)
+        for age, held in enumerate(window):
+            out += held[age::MIXED_PAGES]
+        if len(out) >= SCAN_COUNT:
+            yield out
+            out = []
+    if out:
+        yield out
 
 
 class _Repeats:
@@ -214,10 +267,9 @@ class _Repeats:
         byte = (places >> np.uint64(3)).astype(np.int64)
         bit = np.left_shift(np.uint8(1), (places & np.uint64(7)).astype(np.uint8))
         doubtful = (self._bits[byte] & bit) != 0
-        first = np.unique(places, return_index=True)[1]
-        if len(first) != len(keys):  # two in one page
+        if len(set(keys)) != len(keys):  # twice in one page
             once = np.zeros(len(keys), bool)
-            once[first] = True
+            once[np.unique(prints, return_index=True)[1]] = True
             doubtful |= ~once
         np.bitwise_or.at(self._bits, byte, bit)
         if not doubtful.any():
