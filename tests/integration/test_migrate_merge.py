@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import EndpointError
 from onetape.migrate import merge as merging
-from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.endpoint import Argument, Endpoint, ReplyError
 from onetape.migrate.merge import MergeEntry, merge, missing
 from onetape.migrate.stream_state import stream_state
 
@@ -119,7 +120,8 @@ def test_a_live_writer_between_read_and_swap_loses_nothing(
 ) -> None:
     endpoint.call("XADD", STREAM, "2000-0", "a", "b")
     with Endpoint.connect(server.url, db=1) as writer:
-        moved, times = merging._moved, []
+        moved = merging._moved
+        times: list[object] = []
 
         def disturbed(*args: object) -> object:
             if len(times) < 2:
@@ -185,4 +187,81 @@ def test_a_kill_at_any_moment_leaves_a_whole_stream_and_a_second_run_completes_i
         result = merge(endpoint, b"s", late)
         assert sum(counts(result)[:2]) == len(late)
         assert [merging.parse_id(one)[0] for one in ids(endpoint, b"s")] == list(range(1000, 5000))
-        assert endpoint.call("DBSIZE") == 1
+        left = [key for key in endpoint.call("KEYS", "*") if key != b"s"]
+        assert all(key.startswith(merging.TEMPORARY) for key in left)
+        assert all(0 < endpoint.call("PTTL", key) <= 3_600_000 for key in left)
+        assert endpoint.call("PTTL", "s") == -1
+
+
+def test_two_that_merge_into_one_stream_at_once_lose_nothing(
+    endpoint: Endpoint, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for ms in range(2000, 2100):
+        endpoint.call("XADD", STREAM, f"{ms}-0", "a", "b")
+    kept = endpoint.call("XRANGE", STREAM, "-", "+")
+    with Endpoint.connect(server.url, db=1) as other:
+        moved = merging._moved
+        times: list[object] = []
+
+        def disturbed(*args: object) -> object:
+            if not times:
+                times.append(1)
+                assert counts(merge(other, STREAM, [entry(1500)])) == (1, 0, 0)
+            return moved(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(merging, "_moved", disturbed)
+        assert counts(merge(endpoint, STREAM, [entry(1000)])) == (1, 0, 0)
+    assert ids(endpoint) == [b"1000-0", b"1500-0", *(one[0] for one in kept)]
+    assert (endpoint.call("DBSIZE"), endpoint.call("PTTL", STREAM)) == (1, -1)
+
+
+def test_a_temporary_stream_of_another_merge_is_left_alone(endpoint: Endpoint) -> None:
+    endpoint.call("XADD", STREAM, "2000-0", "a", "b")
+    endpoint.call("XADD", merging.TEMPORARY + STREAM, "1-0", "not", "ours")
+    merge(endpoint, STREAM, [entry(1000)])
+    assert endpoint.call("XLEN", merging.TEMPORARY + STREAM) == 1
+
+
+def test_a_writer_between_the_reading_of_the_last_id_and_of_the_entries_means_another_attempt(
+    endpoint: Endpoint, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint.call("XADD", STREAM, "2000-0", "a", "b")
+    with Endpoint.connect(server.url, db=1) as writer:
+        read = merging._entries
+        times: list[object] = []
+
+        def grown(*args: object) -> object:
+            if not times:
+                times.append(writer.call("XADD", STREAM, "5000-0", "live", "1"))
+            return read(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(merging, "_entries", grown)
+        assert counts(merge(endpoint, STREAM, [entry(1000)])) == (1, 0, 0)
+    assert ids(endpoint) == [b"1000-0", b"2000-0", b"5000-0"]
+    assert endpoint.call("DBSIZE") == 1
+
+
+def test_an_expiry_stays_on_a_server_that_cannot_tell_it_absolutely(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Endpoint.pipeline
+
+    def before_7(self: Endpoint, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        if commands and commands[0][0] == "PEXPIRETIME":
+            return [ReplyError("ERR unknown command 'PEXPIRETIME'")]
+        return asked(self, commands)
+
+    endpoint.call("XADD", STREAM, "2000-0", "a", "b")
+    endpoint.call("PEXPIRE", STREAM, 500_000)
+    monkeypatch.setattr(Endpoint, "pipeline", before_7)
+    merge(endpoint, STREAM, [entry(1000)])
+    assert ids(endpoint) == [b"1000-0", b"2000-0"]
+    assert 400_000 < endpoint.call("PTTL", STREAM) <= 500_100
+
+
+def test_an_earlier_tick_of_a_key_is_none_where_the_tick_itself_is_there(endpoint: Endpoint) -> None:
+    old, new = (MergeEntry(ms * 10**6, b"k", b"samehalf" + b"%08d" % ms, [b"p", b"1"]) for ms in (1000, 2000))
+    merge(endpoint, STREAM, [old])
+    assert merging.earlier_of(endpoint, STREAM, new.identity)
+    merge(endpoint, STREAM, [new])
+    assert not merging.earlier_of(endpoint, STREAM, new.identity)

@@ -24,6 +24,7 @@ from hashlib import blake2b
 import msgspec
 
 from onetape import clock
+from onetape.errors import EndpointError
 from onetape.migrate.endpoint import Endpoint, ReplyError
 from onetape.migrate.stream_state import stream_state
 
@@ -86,12 +87,24 @@ def read_together(
         for db, key in places:
             endpoint.pipeline([("SELECT", db), ("WATCH", key)])
         found = []
-        for db, key in places:
-            endpoint.select(db)
-            found.append(read_content(endpoint, key))
+        try:
+            for db, key in places:
+                endpoint.select(db)
+                found.append(read_content(endpoint, key))
+        except EndpointError as error:
+            if not is_changed(error):
+                raise
+            endpoint.call("UNWATCH")
+            continue
         if endpoint.pipeline([("MULTI",), ("EXEC",)])[1] is not None:
             return found
     return None
+
+
+def is_changed(error: EndpointError) -> bool:
+    """Return whether an error means that a key became another type, or went, while it was read."""
+    code = error.facts.get("code")
+    return code in ("WRONGTYPE", "NOGROUP") or (code == "ERR" and "no such key" in error.message)
 
 
 def differences(source: Content | None, target: Content | None) -> str:
@@ -116,8 +129,17 @@ def first_difference(endpoint: Endpoint, source: tuple[int, bytes], target: tupl
     """Return in one line how two keys of one type differ in their first differing element, "" if unknown.
 
     Reads slice by slice, both sides alternately, and stops at the first difference; sets and hashes of more
-    than 50,000 elements are not looked into.
+    than 50,000 elements are not looked into. "" also where one of them changes its type meanwhile.
     """
+    try:
+        return _first_difference(endpoint, source, target)
+    except EndpointError as error:
+        if not is_changed(error):
+            raise
+        return ""
+
+
+def _first_difference(endpoint: Endpoint, source: tuple[int, bytes], target: tuple[int, bytes]) -> str:
     kinds = []
     for db, key in (source, target):
         endpoint.select(db)
@@ -151,7 +173,7 @@ def first_difference(endpoint: Endpoint, source: tuple[int, bytes], target: tupl
 def _in_database(endpoint: Endpoint, db: int, key: bytes, kind: bytes) -> Iterator[list[Element]]:
     """Yield the pages of a key, selecting its database before each, for readers that alternate."""
     endpoint.select(db)
-    pages = _pages(endpoint, key, kind, _slice(endpoint, key, int(endpoint.call(_LENGTH[kind], key))))
+    pages = _pages(endpoint, key, kind, slice_of(endpoint, key, int(endpoint.call(_LENGTH[kind], key))))
     while True:
         endpoint.select(db)
         page = next(pages, None)
@@ -162,8 +184,8 @@ def _in_database(endpoint: Endpoint, db: int, key: bytes, kind: bytes) -> Iterat
 
 def _digest(endpoint: Endpoint, key: bytes, kind: bytes, length: int) -> bytes:
     if kind not in _LENGTH:
-        return blake2b(endpoint.call("DUMP", key), digest_size=16).digest()
-    pages = _pages(endpoint, key, kind, _slice(endpoint, key, length))
+        return blake2b(endpoint.call("DUMP", key) or b"", digest_size=16).digest()
+    pages = _pages(endpoint, key, kind, slice_of(endpoint, key, length))
     if kind not in _UNORDERED:
         ordered = blake2b(kind, digest_size=16)
         for page in pages:
@@ -181,8 +203,8 @@ def _digest(endpoint: Endpoint, key: bytes, kind: bytes, length: int) -> bytes:
     return (total % 2**128).to_bytes(16, "little")
 
 
-def _slice(endpoint: Endpoint, key: bytes, length: int) -> int:
-    """Return how many elements make a slice of about 4 MB."""
+def slice_of(endpoint: Endpoint, key: bytes, length: int) -> int:
+    """Return how many elements of a key make a slice of about 4 MB."""
     used = endpoint.pipeline([("MEMORY", "USAGE", key)])[0]
     average = used // length + 1 if isinstance(used, int) and length else 1
     return max(1, min(_SLICE_ELEMENTS, _SLICE_BYTES // average))
@@ -262,6 +284,12 @@ def _unframed(framed: bytes) -> list[bytes | None]:
 
 def _hashed(element: Element) -> int:
     return int.from_bytes(blake2b(_framed(*element), digest_size=16).digest(), "little")
+
+
+def expiry(endpoint: Endpoint, key: bytes) -> int:
+    """Return a key's absolute expiry in ms since the epoch, negative for none, from any server."""
+    expires = endpoint.pipeline([("PEXPIRETIME", key)])[0]
+    return _expiry_before_7(endpoint, key) if isinstance(expires, ReplyError) else int(expires)
 
 
 def _expiry_before_7(endpoint: Endpoint, key: bytes) -> int:

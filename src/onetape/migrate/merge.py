@@ -8,17 +8,20 @@ one tick merged twice.
 
 Ticks later than the stream's end are appended. Others mean that the stream is written anew under a temporary
 name, with the ids, groups, consumers and pending entries it had, and put in place by a RENAME that happens
-only if the stream did not change meanwhile. A kill at any moment leaves the old stream or the new one.
+only if the stream did not change meanwhile. A kill at any moment leaves the old stream or the new one, and at
+most a temporary one that expires by itself. Several may merge into one stream at once.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import msgspec
 
 from onetape.errors import EndpointError
+from onetape.migrate.content import expiry, slice_of
 from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, is_lost, pack
 from onetape.migrate.stream_state import StreamState, stream_state
 
@@ -27,6 +30,7 @@ TEMPORARY = b"onetape:merging:"
 
 _BATCH = 1000  # entries a transaction or a pipeline: the server answers others in between
 _ATTEMPTS = 5
+_LEFT_MS = 3_600_000  # what a killed merge leaves goes by itself; told anew with every batch
 
 Id = tuple[int, int]
 
@@ -79,7 +83,6 @@ def merge(endpoint: Endpoint, stream: bytes, entries: Iterable[MergeEntry]) -> M
     where `stream` is another type.
     """
     todo = sorted({entry.identity: entry for entry in entries}.values(), key=MergeEntry.order)
-    endpoint.call("UNLINK", TEMPORARY + stream)  # of a merge that was killed
     try:
         return _merge(endpoint, stream, todo)
     except EndpointError as error:
@@ -95,10 +98,14 @@ def missing(endpoint: Endpoint, stream: bytes, entries: Sequence[MergeEntry]) ->
 
 
 def earlier_of(endpoint: Endpoint, stream: bytes, identity: bytes) -> bool:
-    """Return whether one of the stream's newest 2,000 entries was merged from the same key as this identity."""
-    key_half = identity[:8].hex().encode()
+    """Return whether one of the stream's newest 2,000 entries was merged from the same key as this identity.
+
+    False where the tick itself is among them: then it is not an earlier one that is there in its stead.
+    """
+    whole, key_half = identity.hex().encode(), identity[:8].hex().encode()
     newest = endpoint.call("XREVRANGE", stream, "+", "-", "COUNT", 2 * _BATCH)
-    return any(fields[-2] == IDENTITY_FIELD and fields[-1].startswith(key_half) for _id, fields in newest)
+    own = [fields[-1] for _id, fields in newest if fields[-2] == IDENTITY_FIELD]
+    return whole not in own and any(name.startswith(key_half) for name in own)
 
 
 def parse_id(text: bytes) -> Id:
@@ -166,18 +173,34 @@ def _append(endpoint: Endpoint, stream: bytes, entries: Sequence[MergeEntry], la
 
 def _rebuild(endpoint: Endpoint, stream: bytes, new: list[MergeEntry]) -> bool:
     """Write the stream anew with these entries in place, and swap it in; False if it changed meanwhile."""
-    temporary = TEMPORARY + stream
     state = stream_state(endpoint, stream, all_times=True)
-    expires_ms = endpoint.pipeline([("PEXPIRETIME", stream)])[0]
     if state is None:
         endpoint.call("UNWATCH")
         return False
+    temporary = TEMPORARY + secrets.token_hex(8).encode() + b":" + stream  # others may merge into it too
+    swapped = False
+    try:
+        swapped = _write_anew(endpoint, stream, temporary, state, new) and _swap(endpoint, stream, temporary)
+    except EndpointError as error:
+        if not is_lost(error):
+            endpoint.call("UNLINK", temporary)
+        raise
+    if not swapped:
+        endpoint.pipeline([("UNLINK", temporary), ("UNWATCH",)])
+    return swapped
+
+
+def _write_anew(endpoint: Endpoint, stream: bytes, temporary: bytes, state: StreamState, new: list[MergeEntry]) -> bool:
+    """Write the temporary stream; False if what was read is no one moment's."""
     pending = sorted({parse_id(one.id) for group in state.groups for one in group.pending})
     gaps: list[bytes] = []
     ids: list[Id] = []
+    length = 0
+    lease = pack("PEXPIRE", temporary, _LEFT_MS)
     packed: list[bytes] = []
     for (ms, n), fields in _interleaved(_with_gaps(_entries(endpoint, stream), pending), new):
         entry_id = b"%d-%d" % (ms, n)
+        length += 1
         if isinstance(fields, MergeEntry):
             ids.append((ms, n))
             packed.append(pack("XADD", temporary, entry_id, *fields.stored()))
@@ -187,6 +210,8 @@ def _rebuild(endpoint: Endpoint, stream: bytes, new: list[MergeEntry]) -> bool:
             packed.append(pack("XADD", temporary, entry_id, "", ""))
         else:
             packed.append(pack("XADD", temporary, entry_id, *fields))
+        if len(packed) == 1:
+            packed.append(lease)
         if len(packed) >= _BATCH:
             _check(stream, endpoint.exchange(b"".join(packed), len(packed)))
             packed = []
@@ -196,21 +221,33 @@ def _rebuild(endpoint: Endpoint, stream: bytes, new: list[MergeEntry]) -> bool:
     commands: list[Sequence[Argument]] = [*state.commands(temporary)]
     commands += [("XDEL", temporary, entry_id) for entry_id in gaps]
     commands.append(state.position(temporary))  # XDEL moved it
-    if isinstance(expires_ms, int) and expires_ms > 0:
-        commands.append(("PEXPIREAT", temporary, expires_ms))
+    commands.append(("PEXPIRE", temporary, _LEFT_MS))
     for at in range(0, len(commands), _BATCH):
-        _check(stream, endpoint.pipeline(commands[at : at + _BATCH]))
-    swapped = endpoint.pipeline([("MULTI",), ("RENAME", temporary, stream), ("EXEC",)])[-1]
-    if isinstance(swapped, ReplyError):
-        _fail(stream, swapped)
+        replies = endpoint.pipeline(commands[at : at + _BATCH])
+        # The stream grew after its last id was read, and its new end is in what was written.
+        if any(isinstance(one, ReplyError) and "smaller than" in one.message for one in replies):
+            return False
+        _check(stream, replies)
+    # A process that slept for an hour could have lost the first part of it.
+    return bool(endpoint.call("XLEN", temporary) == length - len(gaps))
+
+
+def _swap(endpoint: Endpoint, stream: bytes, temporary: bytes) -> bool:
+    expires_ms = expiry(endpoint, stream)
+    stays: Sequence[Argument] = ("PERSIST", temporary)
+    if expires_ms >= 0:
+        stays = ("PEXPIREAT", temporary, expires_ms)
+    replies = endpoint.pipeline([("MULTI",), stays, ("RENAME", temporary, stream), ("EXEC",)])
+    swapped = replies[-1]
     if swapped is None:
-        endpoint.call("UNLINK", temporary)
-    return swapped is not None
+        return False
+    _check(stream, [*replies[:-1], swapped] if isinstance(swapped, ReplyError) else swapped)
+    return True
 
 
 def _entries(endpoint: Endpoint, stream: bytes) -> Iterator[tuple[Id, list[bytes]]]:
-    start = b"-"
-    while page := endpoint.call("XRANGE", stream, start, "+", "COUNT", _BATCH):
+    start, count = b"-", min(_BATCH, slice_of(endpoint, stream, int(endpoint.call("XLEN", stream))))
+    while page := endpoint.call("XRANGE", stream, start, "+", "COUNT", count):
         for entry_id, fields in page:
             yield parse_id(entry_id), fields
         start = b"(" + page[-1][0]
