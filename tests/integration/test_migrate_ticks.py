@@ -126,6 +126,59 @@ def test_a_stream_made_anew_is_told_and_not_mistaken_for_landed(endpoint: Endpoi
     assert "made anew" in str(result.error)
 
 
+def test_another_stream_of_the_same_name_is_told_and_not_passed_over(
+    endpoint: Endpoint, tape: Tape, lander: Lander
+) -> None:
+    fill_stream(endpoint, "ticks:X", 10)
+    land(lander, b"ticks:X")
+    endpoint.call("DEL", "ticks:X")
+    for ms in (MS - 5, MS + 100):  # one of them below the cursor, which lands nothing there
+        endpoint.call("XADD", "ticks:X", f"{ms}-0", "ltp", 1)
+    result = land(lander, b"ticks:X")
+    assert (result.outcome, result.ticks) == (Outcome.FAILED, 0)
+    assert "another stream" in str(result.error)
+
+
+@pytest.mark.parametrize("taken", ["XDEL", "XTRIM", "all"])
+def test_a_stream_whose_landed_entries_were_deleted_goes_on(endpoint: Endpoint, lander: Lander, taken: str) -> None:
+    fill_stream(endpoint, "ticks:X", 10)
+    land(lander, b"ticks:X")
+    if taken == "XDEL":
+        endpoint.call("XDEL", "ticks:X", f"{MS + 4}-1")
+    endpoint.call("XADD", "ticks:X", f"{MS + 9}-0", "ltp", 7)
+    if taken != "XDEL":
+        endpoint.call("XTRIM", "ticks:X", "MAXLEN", 1)
+    if taken == "all":
+        endpoint.call("DEL", "ticks:X")
+        endpoint.call("XADD", "ticks:X", f"{MS + 9}-0", "ltp", 7)
+    assert (land(lander, b"ticks:X").ticks, land(lander, b"ticks:X").ticks) == (1, 0)
+
+
+def test_merged_entries_that_are_no_ticks_are_counted_and_named(endpoint: Endpoint, lander: Lander) -> None:
+    for at, fields in enumerate((["ltp", 1], ["note", "x"], ["ltp", "nan"])):
+        endpoint.call("XADD", "ticks:X", f"{MS + at}-0", *fields, "onetape_id", f"{at:032x}")
+    result = land(lander, b"ticks:X")
+    assert (result.ticks, result.known) == (1, 0)
+    assert str(result.error).startswith(f"2 of 3 entries are no ticks, first {MS + 1}-0: ")
+
+
+def test_big_entries_are_read_a_few_at_a_time(
+    endpoint: Endpoint, lander: Lander, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(60):
+        endpoint.call("XADD", "ticks:X", f"{MS + i}-0", "ltp", i, "raw", b"x" * 1_000_000)
+    read, sizes = lander._entries, []
+
+    def noted(*args: Any) -> list[Any]:
+        page = read(*args)
+        sizes.append(len(page))
+        return page
+
+    monkeypatch.setattr(lander, "_entries", noted)
+    assert land(lander, b"ticks:X").ticks == 60
+    assert max(sizes) <= 8
+
+
 def test_two_landers_of_one_stream_store_it_once(
     endpoint: Endpoint, tape: Tape, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +313,26 @@ def test_an_ohlc_key_of_another_kind_is_told(endpoint: Endpoint, lander: Lander)
     result = lander.ohlc(b"ohlc:Y", 2, rule_of(2, b"ohlc:Y"))
     assert (result.outcome, result.ticks) == (Outcome.UNCHANGED, 0)
     assert "not JSON" in str(result.error)
+
+
+def test_values_nested_too_deep_for_json_are_no_ticks_and_no_bars(endpoint: Endpoint, lander: Lander) -> None:
+    deep = b'{"a":' * 100_000
+    endpoint.call("XADD", "ticks:X", f"{MS}-0", "data", deep)
+    assert "1 of 1 entries are no ticks" in str(land(lander, b"ticks:X").error)
+    endpoint.select(2)
+    endpoint.call("SET", f"realtime:X:{MS}", deep)
+    endpoint.call("SET", "ohlc:X", deep)
+    assert "no JSON" in str(hashes(lander, [b"realtime:X:%d" % MS])[0].error)
+    assert "not JSON" in str(lander.ohlc(b"ohlc:X", 2, rule_of(2, b"ohlc:X")).error)
+
+
+def test_bars_that_are_refused_are_not_told_to_be_there(endpoint: Endpoint, lander: Lander) -> None:
+    endpoint.select(2)
+    bar = f'"high":3,"low":1,"close":2,"timestamp":{MS}'
+    endpoint.call("RPUSH", "ohlc:X", f'{{"open":1,{bar},"trades":1e30}}', f'{{"open":1,{bar},"trades":-1}}')
+    result = lander.ohlc(b"ohlc:X", 2, rule_of(2, b"ohlc:X"))
+    assert (result.ticks, result.known) == (0, 0)
+    assert "2 of 2 values are no bars" in str(result.error)
 
 
 def test_a_lost_connection_is_raised_for_the_caller_to_resume(endpoint: Endpoint, lander: Lander) -> None:

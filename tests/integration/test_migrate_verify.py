@@ -268,6 +268,16 @@ def test_ticks_and_bars_that_are_not_on_the_tape_are_found(endpoint: Endpoint, r
     assert total(found, "not_on_tape") == 5  # a stream, an OHLC key, three hashes
 
 
+def test_a_cursor_of_another_stream_proves_nothing(endpoint: Endpoint, reader: Endpoint, tape: Tape) -> None:
+    for ms in (MS - 5, MS - 4):
+        endpoint.call("XADD", "ticks:X", f"{ms}-0", "ltp", 1)
+    tape.append_table({"symbol": [], "ts_event_ns": []}, cursor=("redis:ticks:X", None, f"{MS}-0"))
+    endpoint.call("COPY", "ticks:X", "ticks:X", "DB", 1)
+    found = quick(reader, tape=tape)
+    assert total(found, "not_on_tape") == 1
+    assert "another stream" in found.differences[0]
+
+
 def test_what_no_tape_can_hold_is_listed(endpoint: Endpoint, reader: Endpoint, tape: Tape) -> None:
     fill(endpoint)
     endpoint.call("XADD", b"ticks:\xff", "*", "ltp", 1)

@@ -126,6 +126,8 @@ class BarDecoder:
         for name, number in (*numbers.items(), ("trades", trades)):
             if number is not None and not (math.isfinite(number) and (number >= 0 or name == "vwap")):
                 raise ValueError(f"{name} = {number} cannot be")
+        if trades is not None and trades >= 2**63:
+            raise ValueError(f"trades = {trades} cannot be")
         return Bar(
             symbol,
             length,

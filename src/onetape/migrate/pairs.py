@@ -12,7 +12,7 @@ from onetape.migrate.hash_ticks import HashTickReader
 from onetape.migrate.merge import IDENTITY_FIELD, earlier_of, missing, parse_id
 from onetape.migrate.plan import Plan
 from onetape.migrate.stream_state import stream_state
-from onetape.migrate.ticks import Lander, cursor_name, symbol_of
+from onetape.migrate.ticks import Lander, continues, cursor_name, not_continued, symbol_of
 from onetape.migrate.verdict import Finding, Found
 from onetape.tape import Tape
 
@@ -161,9 +161,17 @@ class Checker:
             at = self._tape.cursor(cursor_name(found.key))
             landed = parse_id(at.encode()) if at else (0, 0)
             ends = [parse_id(end[0][0]) for end in (ours, copied) if isinstance(end, list) and end]
-            if landed < min(ends):
+            info = self._info(source_db, found.key) if at and ours[0][0] != at.encode() else None
+            if at and info is not None and not continues(self._endpoint, found.key, info, at):
+                found.finding, found.told = Finding.NOT_ON_TAPE, not_continued(at)
+            elif landed < min(ends):
                 found.finding = Finding.NOT_ON_TAPE
                 found.told = f"landed up to {at or 'nothing'} of {ours[0][0].decode()}"
+
+    def _info(self, source_db: int, key: bytes) -> list[Any] | None:
+        self._endpoint.select(source_db)
+        info = self._endpoint.pipeline([("XINFO", "STREAM", key)])[0]
+        return info if isinstance(info, list) else None
 
     def _check_bars(self, source_db: int, found: Found) -> None:
         result = self._lander.ohlc(found.key, source_db, found.rule)

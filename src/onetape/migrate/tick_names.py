@@ -98,7 +98,7 @@ def as_object(value: Any) -> Any:
     if isinstance(value, (bytes, str)):
         try:
             return msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             raise ValueError("holds no JSON") from None
     return value
 

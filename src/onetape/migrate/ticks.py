@@ -12,6 +12,7 @@ from typing import Any
 
 from onetape.errors import CursorConflict, EndpointError, InvalidRecord
 from onetape.migrate.bar_fields import BarDecoder, bar_identity
+from onetape.migrate.content import slice_of
 from onetape.migrate.endpoint import Endpoint, is_lost
 from onetape.migrate.hash_ticks import HashTick, HashTickReader, columns_for_tape
 from onetape.migrate.landing import LandResult
@@ -84,14 +85,20 @@ class Lander:
         if before is not None and parse_id(end) < parse_id(before.encode()):
             why = f"its ids end at {end.decode()}, but {before} was landed: it was deleted and made anew"
             return LandResult(key, 0, 0, Outcome.FAILED, why)
+        if before is not None and not continues(self._endpoint, key, info, before):
+            return LandResult(key, 0, 0, Outcome.FAILED, not_continued(before))
         stored = seen = 0
         refused: list[str] = []
-        count = 0
-        while page := self._entries(key, before, end):
+        count = known = 0
+        at_once = min(_PAGE, slice_of(self._endpoint, key, length))
+        while page := self._entries(key, before, end, at_once):
             after = page[-1][0].decode()
             own = [entry for entry in page if merged_identity(entry[1]) is None]
             if len(own) < len(page):
-                stored += self._land_merged([entry for entry in page if merged_identity(entry[1])], symbol)
+                merged = [entry for entry in page if merged_identity(entry[1])]
+                new, bad = self._land_merged(merged, symbol)
+                stored, known, count = stored + new, known + len(merged) - new - len(bad), count + len(bad)
+                refused += bad[: 1 - len(refused)]
             decoded = self._decoder.decode(
                 [fields for _id, fields in own], [symbol] * len(own), [_id_ns(one[0]) for one in own]
             )
@@ -109,27 +116,31 @@ class Lander:
             before = after
         told = f"{count:,} of {seen:,} entries are no ticks, first {refused[0]}" if count else None
         outcome = Outcome.COPIED if stored else Outcome.UNCHANGED
-        return LandResult(key, stored, max(0, length - seen), outcome, told)
+        return LandResult(key, stored, known + max(0, length - seen), outcome, told)
 
-    def _land_merged(self, entries: Sequence[Any], symbol: str) -> int:
-        """Land entries that were merged into a stream from hashes, by those hashes' identities; return how many
-        were not on the tape yet.
+    def _land_merged(self, entries: Sequence[Any], symbol: str) -> tuple[int, list[str]]:
+        """Land entries that were merged into a stream from hashes, by those hashes' identities.
+
+        Return how many were not on the tape yet, and which are no ticks, each with the reason.
         """
         decoded = self._decoder.decode(
             [fields[:-2] for _id, fields in entries], [symbol] * len(entries), [_id_ns(one[0]) for one in entries]
         )
+        bad = [f"{entries[place][0].decode()}: {why}" for place, why in sorted(decoded.rejected.items())]
+        decoded = decoded.valid()
         ids = [bytes.fromhex(entries[row][1][-1].decode()) for row in decoded.rows]
         if self._tape is None or not ids:
-            return 0
+            return 0, bad
         if self._dry_run:
-            return self._tape.has_ids(ids).count(False)
-        return self._tape.append_table(columns_for_tape(decoded, SOURCE), ids=ids, on_invalid="quarantine").stored
+            return self._tape.has_ids(ids).count(False), bad
+        columns = columns_for_tape(decoded, SOURCE)
+        return self._tape.append_table(columns, ids=ids, on_invalid="quarantine").stored, bad
 
-    def _entries(self, key: bytes, before: str | None, end: bytes) -> list[Any]:
+    def _entries(self, key: bytes, before: str | None, end: bytes, count: int) -> list[Any]:
         start = "-" if before is None else f"({before}"
         if before is not None and before == end.decode():
             return []
-        page: list[Any] = self._endpoint.call("XRANGE", key, start, end, "COUNT", _PAGE)
+        page: list[Any] = self._endpoint.call("XRANGE", key, start, end, "COUNT", count)
         return page
 
     def hash_ticks(self, keys: list[bytes], source_db: int, rule: Rule) -> list[LandResult]:
@@ -214,10 +225,11 @@ class Lander:
                 refused += [bar for bar in found if isinstance(bar, str)]
                 if bars and self._tape is not None:
                     ids = [bar_identity(key, bar) for bar in bars]
-                    new = self._tape.has_ids(ids).count(False)
+                    there = self._tape.has_ids(ids).count(True)
+                    new = len(bars) - there
                     if not self._dry_run:
                         new = self._tape.append(bars, ids=ids, on_invalid="quarantine").stored
-                    stored, known = stored + new, known + len(bars) - new
+                    stored, known = stored + new, known + there
         except EndpointError as error:
             return _failed(key, error)
         except InvalidRecord as error:
@@ -243,6 +255,24 @@ class Lander:
                 at += len(page)
         elif kind != b"none":
             raise EndpointError(f"a {kind.decode()} holds no bars", hint="", code="WRONGTYPE")
+
+
+def continues(endpoint: Endpoint, key: bytes, info: Sequence[Any], at: str) -> bool:
+    """Return whether a stream can be the one whose entry `at` was landed: it is there, or may have been deleted.
+
+    `info` is its XINFO STREAM. A cursor is kept by the stream's name, which another server, another database or
+    a stream made anew can have too.
+    """
+    if endpoint.call("XRANGE", key, at, at) or not endpoint.call("XRANGE", key, "-", at, "COUNT", 1):
+        return True  # trimmed, or all there is came after it: nothing is passed over
+    if b"max-deleted-entry-id" not in info:
+        return True  # a server before 7.0 does not tell what was deleted
+    return parse_id(info[info.index(b"max-deleted-entry-id") + 1]) >= parse_id(at.encode())
+
+
+def not_continued(at: str) -> str:
+    """Return in words that a stream is not the one that was landed."""
+    return f"{at} was landed under this name, but was never in it: it is another stream, or was made anew"
 
 
 def cursor_name(key: bytes) -> str:

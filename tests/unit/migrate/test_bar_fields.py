@@ -133,3 +133,8 @@ def test_the_identity_of_a_bar_is_its_key_and_values() -> None:
     assert bar_identity(b"a", one) == bar_identity(b"a", bar({**OHLC, "timestamp": NOON_MS}))
     assert bar_identity(b"a", one) != bar_identity(b"b", one)
     assert bar_identity(b"a", one) != bar_identity(b"a", bar({**OHLC, "close": 1, "timestamp": NOON_MS}))
+
+
+@pytest.mark.parametrize("trades", [1e19, 2**63, -1, "inf"])
+def test_a_count_of_trades_that_no_tape_holds_is_refused_by_name(trades: Any) -> None:
+    assert "trades" in reason({**OHLC, "trades": trades, "timestamp": NOON_MS})
