@@ -167,7 +167,8 @@ def test_big_entries_are_read_a_few_at_a_time(
 ) -> None:
     for i in range(60):
         endpoint.call("XADD", "ticks:X", f"{MS + i}-0", "ltp", i, "raw", b"x" * 1_000_000)
-    read, sizes = lander._entries, []
+    read = lander._entries
+    sizes: list[int] = []
 
     def noted(*args: Any) -> list[Any]:
         page = read(*args)

@@ -12,13 +12,14 @@ import pytest
 
 import onetape.tape
 from onetape.embedded import EmbeddedServer
+from onetape.migrate import content
 from onetape.migrate import pairs as pairs_module
 from onetape.migrate.compare import Comparer
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.ledger import Ledger, Outcome, key_hash
 from onetape.migrate.origin import Origins
-from onetape.migrate.plan import Plan
+from onetape.migrate.plan import Plan, Rule
 from onetape.migrate.ticks import Lander
 from onetape.migrate.verdict import Verification
 from onetape.migrate.verify import verify
@@ -124,6 +125,12 @@ def move(endpoint: Endpoint, tape: Tape | None = None, ledger: Ledger | None = N
     for db, key, rule in hashes:
         lander.hash_ticks([key], db, rule)
     endpoint.select(0)
+
+
+def rule_of(db: int, key: bytes) -> Rule:
+    match = PLAN.matcher(db).match(key)
+    assert match is not None
+    return match[1]
 
 
 def quick(reader: Endpoint, **options: Any) -> Verification:
@@ -303,6 +310,109 @@ def test_a_stream_that_hash_ticks_were_merged_into_still_equals_its_source(
     endpoint.select(1)
     endpoint.call("XDEL", "ticks:historical:NSE:INFY", f"{MS + 4}-0")
     assert quick(reader, tape=tape).verdict == "not proven"
+
+
+def test_a_key_that_changes_its_type_while_it_is_read_does_not_end_the_verify(
+    endpoint: Endpoint, reader: Endpoint, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(endpoint)
+    move(endpoint)
+    endpoint.select(0)
+    endpoint.call("HSET", "session:1", "a", 2)  # else it is equal, and not looked at closely
+    pages = content._pages
+    with Endpoint.connect(server.url) as writer:
+
+        def disturbed(endpoint: Endpoint, key: bytes, kind: bytes, count: int) -> Any:
+            if key == b"session:1":
+                writer.call("DEL", key)
+                writer.call(*(("SET", key, "x") if kind == b"hash" else ("HSET", key, "a", "x")))
+            return pages(endpoint, key, kind, count)
+
+        monkeypatch.setattr(content, "_pages", disturbed)
+        found = quick(reader)
+    assert (found.verdict, total(found, "changing")) == ("not proven", 1)
+    assert len(found.differences) == 1
+
+
+def test_a_key_that_changes_its_type_while_its_difference_is_looked_for_is_told_as_it_was(
+    endpoint: Endpoint, reader: Endpoint, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(endpoint)
+    move(endpoint)
+    endpoint.select(0)
+    endpoint.call("HSET", "session:1", "a", 2)
+    alternate = content._in_database
+    with Endpoint.connect(server.url) as writer:
+
+        def disturbed(*args: Any) -> Any:
+            writer.call("SET", "session:1", "x")
+            return alternate(*args)
+
+        monkeypatch.setattr(content, "_in_database", disturbed)
+        found = quick(reader)
+    assert (found.verdict, total(found, "differs")) == ("not proven", 1)
+
+
+def test_a_merge_target_of_another_type_is_told_of_its_keys_and_the_verify_goes_on(
+    endpoint: Endpoint, reader: Endpoint, tape: Tape
+) -> None:
+    fill(endpoint)
+    move(endpoint, tape)
+    endpoint.select(1)
+    endpoint.call("SET", "ticks:historical:NSE:INFY", "x")
+    endpoint.call("DEL", "sys:health:x")
+    found = quick(reader, tape=tape)
+    assert (total(found, "differs"), total(found, "missing")) == (3, 1), found.differences
+
+
+def test_a_tick_that_was_taken_out_of_its_stream_is_missing_and_not_called_stale(
+    endpoint: Endpoint, reader: Endpoint, tape: Tape
+) -> None:
+    fill(endpoint)
+    move(endpoint, tape)
+    endpoint.call("HSET", "tick:NSE:INFY", "ltp", 4, "timestamp", MS + 99)
+    Lander(endpoint, 1, tape, PLAN.timezone).hash_ticks([b"tick:NSE:INFY"], 0, rule_of(0, b"tick:NSE:INFY"))
+    endpoint.select(1)
+    endpoint.call("XDEL", "ticks:historical:NSE:INFY", f"{MS + 99}-0")
+    found = quick(reader, tape=tape)
+    assert (total(found, "stale"), total(found, "missing")) == (0, 1), found.skips
+    assert "on the tape, but no longer in the stream" in found.differences[0]
+
+
+@pytest.mark.parametrize("with_tape", [True, False])
+def test_merged_streams_are_looked_at_as_a_whole(
+    endpoint: Endpoint, reader: Endpoint, tape: Tape, with_tape: bool
+) -> None:
+    fill(endpoint)
+    move(endpoint, tape)
+    options = {"tape": tape} if with_tape else {}
+    assert quick(reader, **options).verdict == "converged"
+    endpoint.select(1)
+    endpoint.call("XADD", "ticks:historical:ZZZ", "5-0", "ltp", 1, "onetape_id", "0" * 32)
+    found = quick(reader, **options)
+    assert (found.exit_code, total(found, "extra")) == (3, 1)
+    assert "ticks:historical:ZZZ: has no source" in found.skips[0]
+    endpoint.call("DEL", "ticks:historical:ZZZ")
+
+    endpoint.call("XADD", "ticks:historical:NSE:INFY", "*", "who", "else")
+    found = quick(reader, **options)
+    assert (found.exit_code, total(found, "extra")) == (3, 1)
+    endpoint.call("DEL", "ticks:historical:ZZZ")
+    endpoint.call("XTRIM", "ticks:historical:NSE:INFY", "MAXLEN", 4)
+    newest = endpoint.call("XREVRANGE", "ticks:historical:NSE:INFY", "+", "-", "COUNT", 1)
+    endpoint.call("XDEL", "ticks:historical:NSE:INFY", newest[0][0])
+    assert quick(reader, **options).exit_code == 0
+
+    endpoint.call("PEXPIRE", "ticks:historical:NSE:INFY", 500_000)
+    found = quick(reader, **options)
+    assert (found.exit_code, total(found, "extra")) == (3, 1)
+    endpoint.call("PERSIST", "ticks:historical:NSE:INFY")
+
+    again = endpoint.call("XRANGE", "ticks:historical:NSE:INFY", "-", "+", "COUNT", 1)[0][1]
+    endpoint.call("XADD", "ticks:historical:NSE:INFY", "*", *again)
+    found = quick(reader, **options)
+    assert (found.exit_code, total(found, "differs")) == (1, 1)
+    assert "1 ticks are in it more than once" in found.differences[0]
 
 
 def test_rounds_wait_for_a_live_writer_to_settle(endpoint: Endpoint, reader: Endpoint, server: EmbeddedServer) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from onetape.errors import EndpointError
 from onetape.migrate import compare, content
 from onetape.migrate.compare import Comparer, Request
 from onetape.migrate.endpoint import Endpoint, ReplyError
 from onetape.migrate.hash_ticks import HashTickReader
-from onetape.migrate.merge import IDENTITY_FIELD, earlier_of, missing, parse_id
+from onetape.migrate.merge import IDENTITY_FIELD, earlier_of, merged_identity, missing, parse_id
 from onetape.migrate.plan import Plan
 from onetape.migrate.stream_state import stream_state
 from onetape.migrate.ticks import Lander, continues, cursor_name, not_continued, symbol_of
@@ -17,6 +18,8 @@ from onetape.migrate.verdict import Finding, Found
 from onetape.tape import Tape
 
 _PAGE = 1000
+_SEEN_MAX = 200_000
+NO_SOURCE = "has no source"
 
 
 class Batch(NamedTuple):
@@ -44,6 +47,8 @@ class Checker:
             for rule in plan.rules
             if rule.skip or rule.kind == "hash_ticks" or rule.source_db == plan.target_db
         }
+        #: Streams that a hash of the sources is merged into, of what was looked at.
+        self.merged_into: set[bytes] = set()
         self._merged = {target.partition("{")[0].encode() for target in merging}
 
     @property
@@ -112,6 +117,14 @@ class Checker:
             self._look_closely(source_db, found)
 
     def _look_closely(self, source_db: int, found: Found) -> None:
+        try:
+            self._compare(source_db, found)
+        except EndpointError as error:
+            if not content.is_changed(error):
+                raise
+            found.finding, found.told = Finding.CHANGING, "became another type while it was read"
+
+    def _compare(self, source_db: int, found: Found) -> None:
         places = [(source_db, found.key), (self._target_db, found.target)]
         pair = content.read_together(self._endpoint, places)
         if pair is None:
@@ -168,6 +181,50 @@ class Checker:
                 found.finding = Finding.NOT_ON_TAPE
                 found.told = f"landed up to {at or 'nothing'} of {ours[0][0].decode()}"
 
+    def merged_stream(self, found: Found, has_source: bool) -> bool:
+        """Look at a stream of the target that ticks are merged into; return whether there is anything to say.
+
+        `found.target` is the stream, `has_source` whether a stream of the sources is copied to it.
+        """
+        stream = found.target
+        self._endpoint.select(self._target_db)
+        if self._endpoint.call("TYPE", stream) != b"stream":
+            return False  # told of the keys that are to be merged into it, if there are any
+        own, twice, known = self._merged_entries(stream)
+        if twice:
+            found.finding, found.told = Finding.DIFFERS, f"{twice:,} ticks are in it more than once"
+        elif has_source:
+            return False
+        elif own:
+            found.finding, found.told = Finding.EXTRA, f"{own:,} of its entries were not merged, and it has no source"
+        elif not known and stream not in self.merged_into:
+            found.finding, found.told = Finding.EXTRA, NO_SOURCE
+        elif content.expiry(self._endpoint, stream) >= 0:
+            found.finding, found.told = Finding.EXTRA, "expires, which nothing that is merged into it does"
+        else:
+            return False
+        return True
+
+    def _merged_entries(self, stream: bytes) -> tuple[int, int, bool]:
+        """Return how many entries were not merged, how many were twice, and whether the tape knows any."""
+        own = twice = 0
+        known = False
+        seen: set[bytes] = set()
+        start, count = b"-", content.slice_of(self._endpoint, stream, int(self._endpoint.call("XLEN", stream)))
+        while page := self._endpoint.call("XRANGE", stream, start, "+", "COUNT", count):
+            found = [identity for _id, fields in page if (identity := merged_identity(fields)) is not None]
+            own += len(page) - len(found)
+            once = set(found)
+            twice += len(found) - len(once - seen)
+            # A tick is merged under its own time, so the same one again is near: memory stays flat.
+            if len(seen) > _SEEN_MAX:
+                seen.clear()
+            seen |= once
+            if found and not known and self._tape is not None:
+                known = any(self._tape.has_ids(found))
+            start = b"(" + page[-1][0]
+        return own, twice, known
+
     def _info(self, source_db: int, key: bytes) -> list[Any] | None:
         self._endpoint.select(source_db)
         info = self._endpoint.pipeline([("XINFO", "STREAM", key)])[0]
@@ -184,24 +241,39 @@ class Checker:
         ticks, decoded = self._hashes.read([found.key for found in batch], source_db, batch[0].rule)
         merged = [i for i, tick in enumerate(ticks) if not tick.gone and tick.why is None]
         absent: set[bytes] = set()
+        no_streams: set[bytes] = set()
         self._endpoint.select(self._target_db)
         for stream in {ticks[i].stream: None for i in merged}:
             entries = [ticks[i].entry() for i in merged if ticks[i].stream == stream]
-            absent.update(entry.identity for entry in missing(self._endpoint, stream, entries))
+            try:
+                absent.update(entry.identity for entry in missing(self._endpoint, stream, entries))
+            except EndpointError as error:
+                if error.facts.get("code") != "WRONGTYPE":
+                    raise
+                no_streams.add(stream)
         off_tape: set[bytes] = set()
+        on_tape: set[bytes] = set()
         if self._tape is not None and decoded.rows:
             ids = [ticks[row].identity for row in decoded.rows]
             known = self._tape.has_ids(ids)
             off_tape = {identity for identity, there in zip(ids, known, strict=True) if not there}
+            on_tape = set(ids) - off_tape
         for found, tick in zip(batch, ticks, strict=True):
             found.target = tick.stream or found.target
             found.finding, found.told = Finding.MERGED, ""
+            if tick.stream:
+                self.merged_into.add(tick.stream)
             if tick.gone:
                 found.finding = Finding.GONE
             elif tick.why is not None:
                 found.finding, found.told = Finding.FAILED, tick.why
+            elif tick.stream in no_streams:
+                found.finding, found.told = Finding.DIFFERS, "the key it is to be merged into is no stream"
             elif tick.identity in absent:
                 found.finding, found.told = Finding.MISSING, "not in the stream it is merged into"
+                if tick.identity in on_tape:  # a merge landed it too: that it is not there is no news of the source
+                    found.told = "on the tape, but no longer in the stream it was merged into"
+                    continue
                 found.event_ns = tick.event_ns
                 if earlier_of(self._endpoint, tick.stream, tick.identity):
                     found.finding = Finding.STALE

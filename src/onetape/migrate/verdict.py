@@ -50,7 +50,7 @@ EXIT_CODES = {CONVERGED: 0, WITH_SKIPS: 3, NOT_PROVEN: 1}
 class Found(msgspec.Struct):
     """One key and its place, with what was found of it; `told` says it in words.
 
-    `event_ns` is when the tick of a hash that is missing happened.
+    `event_ns` is when the tick of a hash that is missing happened. `once`: there is nothing to look at again.
     """
 
     source_db: int
@@ -60,6 +60,7 @@ class Found(msgspec.Struct):
     finding: Finding = Finding.EQUAL
     told: str = ""
     event_ns: int | None = None
+    once: bool = False
 
     def line(self) -> str:
         """Return it as one line."""

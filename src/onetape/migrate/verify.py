@@ -19,8 +19,8 @@ from itertools import groupby
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.ledger import Entry, Ledger, Outcome
-from onetape.migrate.origin import Origins
-from onetape.migrate.pairs import Checker
+from onetape.migrate.origin import Origin, Origins
+from onetape.migrate.pairs import NO_SOURCE, Checker
 from onetape.migrate.plan import Matcher, Plan, Rule
 from onetape.migrate.scan import Scan
 from onetape.migrate.verdict import FINE, LISTED, Finding, Found, Verification, verdict_of
@@ -80,6 +80,7 @@ class _Run:
         self.open: dict[tuple[int, bytes], Found] = {}
         self._listed: list[Found] = []
         self._unlisted = self._checked = self._unmatched = self._target_keys = self._done = 0
+        self._in_place = plan.matcher(plan.target_db)
         self._total = self._count_keys()
 
     def sweep(self, db: int, sample: int | None) -> None:
@@ -148,14 +149,29 @@ class _Run:
                     leftover.finding, leftover.told = Finding.EXTRA, "left by a run that was killed"
                     self._note(leftover)
                 found = origins.of(target)
-                merged = [db for db, key, _rule in found if key is None]
+                if any(key is None for _db, key, _rule in found):
+                    self._merged_stream(target, found)
+                    continue
                 for db, key, rule in found:
-                    if key is not None and not merged:
+                    if key is not None:
                         wanted.setdefault(db, []).append((target, key, rule))
             self._target_keys += len(keys)
             self._progress(len(keys))
             self._without_source(wanted)
             keys = scan.first()
+
+    def _merged_stream(self, target: bytes, origins: list[Origin]) -> None:
+        """Look at a stream that ticks are merged into: as a whole, once."""
+        copied = [origin for origin in origins if origin.key is not None]
+        in_place = self._in_place.match_type(target, "stream")  # it is its own source
+        has_source = in_place is not None and in_place[2] == target and in_place[1].kind != "hash_ticks"
+        for db, key, _rule in copied:
+            self._endpoint.select(db)
+            has_source = has_source or bool(key is not None and self._endpoint.call("EXISTS", key))
+        named = (copied or origins)[0]
+        found = Found(named.source_db, named.key or target, target, named.rule, once=True)
+        if self._checker.merged_stream(found, has_source):
+            self._note(found)
 
     def _without_source(self, wanted: dict[int, list[tuple[bytes, bytes, Rule]]]) -> None:
         sourced: set[bytes] = set()
@@ -170,14 +186,14 @@ class _Run:
                 if there:
                     sourced.add(target)
                 else:
-                    unsourced[target] = Found(db, key, target, rule, Finding.EXTRA, "has no source")
+                    unsourced[target] = Found(db, key, target, rule, Finding.EXTRA, NO_SOURCE)
         for target, extra in unsourced.items():
             if target not in sourced:
                 self._note(extra)
 
     def unsettled(self) -> list[Found]:
         """Return the open differences that another look could settle."""
-        return [found for found in self.open.values() if found.finding is not Finding.EXTRA]
+        return [found for found in self.open.values() if found.finding is not Finding.EXTRA and not found.once]
 
     def look_again(self) -> None:
         """Check the open differences once more."""
@@ -204,7 +220,11 @@ class _Run:
                 self._explained(found, Finding.STALE, "its tick is later than the last backfill")
         newest: dict[tuple[int, bytes], Entry] = {}
         copied: dict[tuple[int, bytes], Entry] = {}
+        unsourced = {found.target: found for found in self.open.values() if found.once and found.told == NO_SOURCE}
         for entry in ledger.entries():
+            if entry.target in unsourced and entry.outcome in (Outcome.COPIED, Outcome.UNCHANGED):
+                found = unsourced.pop(entry.target)
+                self._explained(found, Finding.SOURCE_GONE, "the keys that were merged into it are no more")
             place = (entry.source_db, entry.key)
             if place in self.open and entry.settled_ns is not None:
                 newest[place] = entry
