@@ -45,7 +45,7 @@ def _killed(server: EmbeddedServer, directory: Path, point: str) -> None:
 @pytest.mark.parametrize("point", POINTS)
 def test_a_run_after_a_kill_converges_with_nothing_doubled(server: EmbeddedServer, tmp_path: Path, point: str) -> None:
     client = clients(server.port)
-    fill(client)
+    fill(client, 1000)  # enough for eight groups
     _killed(server, tmp_path, point)
     # The legacy writers go on between the kill and the next run.
     client[2].rpush("volume_averages:NFO:S3", "later")
