@@ -29,7 +29,8 @@ def to_ns(value: Time, name: str = "time") -> int:
     if isinstance(value, datetime):
         aware = value if value.tzinfo else value.replace(tzinfo=UTC)
         delta = aware - _EPOCH
-        return (delta.days * 86400 + delta.seconds) * 1_000_000_000 + delta.microseconds * 1000
+        nanosecond = getattr(value, "nanosecond", 0)  # a pandas Timestamp is a datetime with more
+        return (delta.days * 86400 + delta.seconds) * 1_000_000_000 + delta.microseconds * 1000 + nanosecond
     if isinstance(value, date):
         return (value - _EPOCH.date()).days * 86_400_000_000_000
     if isinstance(value, str):

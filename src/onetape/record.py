@@ -94,4 +94,6 @@ def interval_ns(interval: str) -> int:
     unit = interval[len(digits) :]
     if not digits.isdecimal() or unit not in _UNITS_NS or int(digits) == 0 or len(digits) > 6:
         raise ValueError(f"{interval!r} is not an interval: a count and one of s, min, h, d, such as '1min'")
+    if int(digits) * _UNITS_NS[unit] > TS_MAX_NS:
+        raise ValueError(f"{interval!r} is longer than time itself here")
     return int(digits) * _UNITS_NS[unit]

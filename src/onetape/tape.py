@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -21,7 +22,7 @@ import msgspec
 import pyarrow as pa
 
 from onetape.clock import Time, now_ns, to_ns
-from onetape.errors import ConfigInvalid, InvalidRecord, OnetapeError, TapeClosed, TapeReadOnly
+from onetape.errors import ConfigInvalid, InvalidRecord, OnetapeError, TapeClosed, TapeReadOnly, TapeUnusable
 from onetape.live.follower import Follower
 from onetape.live.recent import Recent
 from onetape.live.subscription import Subscription, SubscriptionStats, WhenSlow
@@ -39,8 +40,12 @@ from onetape.writer import Writer
 OnInvalid = Literal["raise", "quarantine"]
 _PRUNE_EVERY_NS = 3_600_000_000_000
 _PRUNE_STEPS = 4
+#: How long a seal waits for a moment without readers to begin an overgrown log anew.
+_LOG_PATIENCE_MS = 50
 #: How long the memory may lag behind another process's append.
 _GATHER_S = 0.004
+#: Subscriptions that ended by themselves stay in stats(), the last few.
+_ENDED_KEPT = 8
 _log = logging.getLogger("onetape.tape")
 _new_tuple = tuple.__new__  # half the time of calling a NamedTuple
 
@@ -94,9 +99,15 @@ class Quarantined(msgspec.Struct, frozen=True):
 _open_tapes: weakref.WeakSet[Tape] = weakref.WeakSet()
 
 
+_open_lock = threading.Lock()
+
+
 def _after_fork() -> None:
+    global _open_lock
+    _open_lock = threading.Lock()  # another thread of the parent may have held it
     for tape in list(_open_tapes):
         tape._forked, tape._writable = True, False
+        tape._rings, tape._recent = {}, None
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -104,10 +115,12 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _at_exit() -> None:
     """Store what writers hold and end our threads: one that is still inside SQLite when Python goes would crash."""
-    for tape in list(_open_tapes):
+    with _open_lock:
+        tapes = list(_open_tapes)
+    for tape in tapes:
         try:
             tape.close()
-        except OnetapeError as error:
+        except Exception as error:  # noqa: BLE001  (the others are still to be closed)
             _log.error("closing %s at exit: %s", tape.path, error)
 
 
@@ -158,7 +171,10 @@ class Tape:
         retention_days: float | None,
         busy_timeout_ms: int,
     ) -> None:
-        self.path = path.absolute()
+        try:
+            self.path = Path(os.path.realpath(path))  # the log lies beside the file, not beside a link to it
+        except (OSError, ValueError) as error:
+            raise TapeUnusable(f"cannot look at {str(path)!r}: {error}", hint="check the path") from error
         self.mode = mode
         self.durability = durability
         self._retention_days = retention_days
@@ -178,7 +194,9 @@ class Tape:
         self._recent_lock = threading.Lock()
         self._keeper: threading.Thread | None = None
         self._followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        self._followers_lock = threading.Lock()
         self._followed = False
+        self._frozen: tuple[int, int, bool] | None = None
         self._subscriptions: list[Subscription] = []
         self._writers: weakref.WeakSet[Writer] = weakref.WeakSet()
         self._seal_error: str | None = None
@@ -192,13 +210,16 @@ class Tape:
             connection.close()
             raise sqlite.translate(error, self.path, "open") from error
         self._writer_connection = connection if mode == "rw" else None
+        if isinstance(connection, sqlite.FrozenConnection):
+            self._frozen = sqlite.frozen_facts(self.path)
         if mode == "r":
             self._readers.append(connection)
         else:
             self._append_one = connection.cursor().execute
             self._last_rowid = connection.last_insert_rowid
             self._writable = True
-        _open_tapes.add(self)
+        with _open_lock:
+            _open_tapes.add(self)
 
     def __repr__(self) -> str:
         return f"<onetape.Tape {str(self.path)!r} mode={self.mode!r}>"
@@ -227,10 +248,41 @@ class Tape:
             return self._append_tick(records, on_invalid)
         if isinstance(records, Tick | Bar):
             records = [records]
-        if not isinstance(records, Sequence):
-            records = list(records)
-        batches = [table.from_records(run, kind, offset) for kind, offset, run in table.split_by_kind(records)]
-        return self._append(batches, Identity(batch, ids, cursor), len(records), on_invalid)
+        if not isinstance(records, Sequence) or isinstance(records, str | bytes):
+            try:
+                records = list(records)
+            except TypeError as error:
+                raise ConfigInvalid(f"cannot append a {type(records).__name__}", hint="give Ticks or Bars") from error
+        identity = Identity(batch, ids, cursor)
+        try:
+            batches = [table.from_records(run, kind, offset) for kind, offset, run in table.split_by_kind(records)]
+        except InvalidRecord:
+            if on_invalid != "quarantine":
+                raise
+            return self._append_sorted_out(records, identity)
+        return self._append(batches, identity, len(records), on_invalid)
+
+    def _append_sorted_out(self, records: Sequence[Any], identity: Identity) -> SeqRange:
+        """Append those of the records that are some, one looked at at a time; quarantine the others."""
+        identity.check(len(records))
+        good: list[Tick | Bar] = []
+        good_ids: list[bytes] = []
+        refused: list[journal.Refused] = []
+        for index, record in enumerate(records):
+            key = identity.ids[index] if identity.ids is not None else None
+            try:
+                for kind, _, run in table.split_by_kind([record]):
+                    for problem in table.from_records(run, kind, 0).problems():
+                        raise problem.error()
+                good.append(record)
+                good_ids += [key] if key is not None else []
+            except InvalidRecord as error:
+                held = msgspec.structs.asdict(record) if isinstance(record, Tick | Bar) else {}
+                refused.append(journal.Refused(index, error.field, error.why, journal.readable(held, error), key))
+        batches = [table.from_records(run, kind, offset) for kind, offset, run in table.split_by_kind(good)]
+        if identity.ids is not None:
+            identity = identity._replace(ids=good_ids)
+        return self._append(batches, identity, len(good), "quarantine", refused)
 
     def append_table(
         self,
@@ -251,15 +303,17 @@ class Tape:
         return self._append([found], Identity(batch, ids, cursor), len(found), on_invalid)
 
     def _append_tick(self, tick: Tick, on_invalid: OnInvalid) -> SeqRange:
-        symbol_id = self._symbol_ids.get(tick.symbol)
-        source_id = self._source_ids.get(tick.source)
         blob = None
-        if symbol_id is not None and source_id is not None:
-            try:
+        try:
+            symbol_id = self._symbol_ids.get(tick.symbol)
+            source_id = self._source_ids.get(tick.source)
+            if symbol_id is not None and source_id is not None:
                 blob = encode_tick(tick, symbol_id, source_id)
-            except Exception:  # noqa: BLE001  (whatever it was: the slow path below names the field)
-                blob = None
+        except Exception:  # noqa: BLE001, S110  (whatever it was: the slow path below names the field)
+            pass
         if blob is None:
+            if on_invalid == "quarantine":
+                return self._append_sorted_out([tick], Identity())
             found = table.from_records([tick], layout.KIND_TICK, 0)
             return self._append([found], Identity(), 1, on_invalid)
         if not self._writable:
@@ -272,17 +326,25 @@ class Tape:
             self._appended = seq = self._last_rowid()
             if seq - self._tail_from >= layout.SEAL_RECORDS:
                 self._seal()
-        if self._recent is not None:
-            self._recent.push(tick, seq)
+        if (recent := self._recent) is not None:
+            recent.push(tick, seq)
         if self._followed:
             self._poke()
         return _new_tuple(SeqRange, (seq, seq, 1))
 
-    def _append(self, batches: list[Batch], identity: Identity, count: int, on_invalid: OnInvalid) -> SeqRange:
+    def _append(
+        self,
+        batches: list[Batch],
+        identity: Identity,
+        count: int,
+        on_invalid: OnInvalid,
+        refused: list[journal.Refused] | None = None,
+    ) -> SeqRange:
         if on_invalid not in ("raise", "quarantine"):
             raise ConfigInvalid(f"on_invalid = {on_invalid!r}", hint="it is 'raise' or 'quarantine'")
         identity.check(count)
-        refused: list[Any] = []
+        refused = list(refused or [])
+        bad_places: set[int] = set()
         offset = 0
         for place, found in enumerate(batches):
             wrong = found.problems()
@@ -291,11 +353,13 @@ class Tape:
                     problem = wrong[0]
                     raise InvalidRecord(problem.index + offset, problem.field, problem.value, problem.why)
                 batches[place], bad = journal.refuse(found, wrong, offset)
+                if identity.ids is not None:
+                    bad = [one._replace(key=identity.ids[one.place]) for one in bad]
                 refused.extend(bad)
+                bad_places.update(one.place for one in bad)
             offset += len(found)
-        if refused and identity.ids is not None:
-            good = journal.good_ids(identity.ids, [problem.index for problem, _ in refused])
-            identity = identity._replace(ids=good)
+        if bad_places and identity.ids is not None:
+            identity = identity._replace(ids=[key for i, key in enumerate(identity.ids) if i not in bad_places])
         connection = self._writing()
         with self._write_lock:
             try:
@@ -321,13 +385,13 @@ class Tape:
 
     def check(self, tick: Tick) -> None:
         """Raise InvalidRecord if the tape would refuse this tick."""
-        if isinstance(tick, Tick) and tick.symbol in self._catalog.symbol_ids:
-            try:
-                source = tick.source
-                if (source is None or isinstance(source, str)) and encode_tick(tick, 0, 0 if source is None else 1):
-                    return
-            except Exception:  # noqa: BLE001, S110  (the slow path below names the field)
-                pass
+        if not isinstance(tick, Tick):
+            raise InvalidRecord(0, "record", tick, "a writer takes Ticks")
+        with contextlib.suppress(Exception):  # the slow path below names the field
+            source = tick.source
+            known = tick.symbol in self._symbol_ids and source in self._source_ids
+            if known and encode_tick(tick, 0, 0 if source is None else 1):
+                return
         for kind, offset, run in table.split_by_kind([tick]):
             for problem in table.from_records(run, kind, offset).problems():
                 raise problem.error()
@@ -339,6 +403,7 @@ class Tape:
 
     def has_ids(self, ids: Sequence[bytes]) -> list[bool]:
         """Return, for each record id, whether a record was appended with it."""
+        Identity(ids=ids).check(len(ids))
         with self._reading() as connection:
             return journal.has_ids(connection, ids)
 
@@ -369,11 +434,14 @@ class Tape:
                 raise
             if head - self._tail_from < layout.SEAL_RECORDS:
                 self._prune_when_due(connection)
+            sqlite.restart_log(connection, self.path, _LOG_PATIENCE_MS, self._busy_timeout_ms)
         except apsw.BusyError:
             self._tail_from += layout.SEAL_RECORDS // 4  # others are writing: they or a later append will seal
-        except apsw.Error as error:
+        except Exception as error:  # noqa: BLE001  (what was appended is stored: the appender must not think otherwise)
             self._tail_from += layout.SEAL_RECORDS
-            self._seal_error = str(sqlite.translate(error, self.path, "seal"))
+            told = sqlite.translate(error, self.path, "seal") if isinstance(error, apsw.Error) else error
+            self._seal_error = str(told)
+            _log.error("sealing %s failed: %s", self.path, told)
 
     def seal(self) -> int:
         """Turn everything in the journal into chunks and bars now; return the position sealed up to.
@@ -451,7 +519,7 @@ class Tape:
             rings = {name: self._ring(name) for name in self._symbol_names()}
             return {name: ring[-1] for name, ring in rings.items() if ring}
         ring = self._rings.get(symbol)
-        if ring is None or self._recent is None or self._recent.position < self._appended:
+        if ring is None or (recent := self._recent) is None or recent.position < self._appended:
             ring = self._ring(symbol)
         return ring[-1] if ring else None
 
@@ -465,7 +533,7 @@ class Tape:
         if count > self._recent_per_symbol:
             return self._newest(symbol, count)
         ring = self._rings.get(symbol)
-        if ring is None or self._recent is None or self._recent.position < self._appended:
+        if ring is None or (recent := self._recent) is None or recent.position < self._appended:
             ring = self._ring(symbol)
         return ring[-count:]
 
@@ -479,6 +547,8 @@ class Tape:
 
     def _ring(self, symbol: str) -> list[Tick]:
         self._check_open()
+        if self._frozen is not None:
+            return self._newest(symbol, self._recent_per_symbol)
         recent = self._recent or self._start_recent()
         try:
             if recent.position < self._appended:
@@ -570,7 +640,7 @@ class Tape:
     def _span(self, start: Time | None, end: Time | None) -> tuple[int, int]:
         start_ns = 0 if start is None else to_ns(start, "start")
         end_ns = TS_MAX_NS + 1 if end is None else to_ns(end, "end")
-        return max(start_ns, 0), min(end_ns, TS_MAX_NS + 1)
+        return _within(start_ns), _within(end_ns)
 
     def symbols(self) -> list[SymbolInfo]:
         """Return what the tape holds of each symbol, by name."""
@@ -638,9 +708,10 @@ class Tape:
         """
         if from_seq is not None and from_time is not None:
             raise ConfigInvalid("give from_seq or from_time, not both")
-        if from_seq is not None and from_seq < 0:
+        if from_seq is not None and not 0 <= from_seq <= TS_MAX_NS:
             raise ConfigInvalid(f"from_seq = {from_seq}", hint="0 is the beginning")
-        return self._follower(symbols, from_seq, None if from_time is None else to_ns(from_time, "from_time"), idle_s)
+        start_ns = None if from_time is None else _within(to_ns(from_time, "from_time"))
+        return self._follower(symbols, from_seq, start_ns, idle_s)
 
     def _follower(
         self,
@@ -650,6 +721,11 @@ class Tape:
         idle_s: float | None = None,
     ) -> Follower:
         self._check_open()
+        if self._frozen is not None:
+            raise TapeUnusable(
+                f"{self.path} cannot be followed: its folder may not be written, and nobody writes to the tape",
+                hint="give this process the right to write to the folder, or open it while a writer runs",
+            )
         connection = self._connect("r")
         waker = Waker(layout.wal_path(self.path))
         try:
@@ -660,14 +736,19 @@ class Tape:
                 position=position,
                 start_ns=start_ns,
                 idle_s=idle_s,
-                on_close=self._followers.discard,
+                on_close=self._forget,
             )
         except apsw.Error as error:
             waker.close()
             raise self._failed(error, "follow") from error
-        self._followers.add(made)
-        self._followed = True
+        with self._followers_lock:
+            self._followers.add(made)
+            self._followed = True
         return made
+
+    def _forget(self, follower: Follower) -> None:
+        with self._followers_lock:
+            self._followers.discard(follower)
 
     async def afollow(
         self,
@@ -719,12 +800,15 @@ class Tape:
         return made
 
     def _subscription_ended(self, subscription: Subscription) -> None:
-        if subscription in self._subscriptions and subscription.error is None:
-            self._subscriptions.remove(subscription)
+        ended = [one for one in self._subscriptions if one is subscription or not one.active]
+        for one in ended[: None if subscription.error is None else -_ENDED_KEPT]:
+            with contextlib.suppress(ValueError):  # another thread was faster
+                self._subscriptions.remove(one)
 
     def _poke(self) -> None:
-        followers = list(self._followers)
-        self._followed = bool(followers)
+        with self._followers_lock:
+            followers = list(self._followers)
+            self._followed = bool(followers)
         for follower in followers:
             follower.poke()
 
@@ -767,20 +851,37 @@ class Tape:
     @contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:
         self._check_open()
+        if self._frozen is not None:
+            self._thaw()
         with self._readers_lock:
             connection = self._readers.pop() if self._readers else None
         if connection is None:
             connection = self._connect("r")
         try:
             yield connection
-        except apsw.Error as error:
-            raise self._failed(error, "read") from error
-        finally:
-            with self._readers_lock:
-                if self._closed:
+        except BaseException as error:
+            connection.close(True)  # it may hold a statement of the traceback open, and with it an old moment
+            if isinstance(error, apsw.Error):
+                raise self._failed(error, "read") from error
+            if isinstance(error, UnicodeEncodeError):
+                raise ConfigInvalid(f"{error.object!r} is not valid UTF-8") from error
+            raise
+        with self._readers_lock:
+            if self._closed:
+                connection.close()
+            else:
+                self._readers.append(connection)
+
+    def _thaw(self) -> None:
+        """Open the file anew if somebody has written to a tape that nobody could be writing to."""
+        with self._readers_lock:
+            if sqlite.frozen_facts(self.path) != self._frozen:
+                for connection in self._readers:
                     connection.close()
-                else:
-                    self._readers.append(connection)
+                fresh = self._connect("r")
+                frozen = isinstance(fresh, sqlite.FrozenConnection)
+                self._frozen = sqlite.frozen_facts(self.path) if frozen else None
+                self._readers[:] = [fresh]
 
     @contextmanager
     def _transaction(self, connection: apsw.Connection) -> Iterator[None]:
@@ -825,7 +926,9 @@ class Tape:
         self._closed, self._writable = True, False
         for subscription in list(self._subscriptions):
             subscription.close()
-        for follower in list(self._followers):
+        with self._followers_lock:
+            followers = list(self._followers)
+        for follower in followers:
             follower.close()
         if self._keeper is not None:
             self._keeper_waker.close()
@@ -848,6 +951,11 @@ class Tape:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _within(ns: int) -> int:
+    """Return a time, or the end of time it lies beyond: nothing on a tape is earlier or later."""
+    return min(max(ns, 0), TS_MAX_NS + 1)
 
 
 def _keep_recent(tape: weakref.ref[Tape], recent: Recent, waker: Waker) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from types import TracebackType
 
-from onetape.errors import ConfigInvalid, OnetapeError, TapeClosed
+from onetape.errors import ConfigInvalid, InvalidRecord, OnetapeError, TapeClosed
 from onetape.record import SeqRange, Tick
 
 #: Ticks stored in one transaction at the most: about 20 ms of work, so that a flush is never long.
@@ -44,6 +45,7 @@ class Writer:
         self._closed = False
         self._error: OnetapeError | None = None
         self.stored = 0
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="onetape-writer", daemon=True)
         self._thread.start()
 
@@ -59,6 +61,8 @@ class Writer:
         Raises InvalidRecord, and TapeError when storing failed; the tick given was not taken then.
         """
         self._check(tick)
+        if os.getpid() != self._pid:
+            raise TapeClosed("this writer was opened before the process was forked", hint="open one in the new process")
         if len(self._held) >= self._max_records and self._error is None and not self._closed:
             # Store, or wait for the thread that does: going on beside it, the two would take Python's lock from
             # each other at every statement.
@@ -93,7 +97,12 @@ class Writer:
                 ticks = list(islice(self._held, _COMMIT_RECORDS_MAX))
             if not ticks:
                 return
-            self._commit(ticks)
+            try:
+                self._commit(ticks)
+            except InvalidRecord as error:  # it passed alone, but not beside the others: it is not the others' fault
+                with self._room:
+                    del self._held[error.index]
+                raise
             with self._room:
                 for _ in ticks:
                     self._held.popleft()
@@ -112,6 +121,9 @@ class Writer:
             except OnetapeError as error:
                 with self._room:
                     self._error = error
+            except Exception as error:  # noqa: BLE001  (a thread has nobody above it: the next call raises it)
+                with self._room:
+                    self._error = OnetapeError(f"storing failed: {error!r}")
 
     def close(self) -> None:
         """Store what is held and end. When that fails it raises; `pending` still holds the ticks, and close() again

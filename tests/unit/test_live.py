@@ -195,6 +195,7 @@ def test_drop_oldest_keeps_the_newest_and_counts(tape):
     for i in range(1, 101):
         tape.append(Tick("A", T0 + i, price=float(i)))
     assert subscription.stats(101).lag >= 90
+    time.sleep(0.02)
     slow.go.set()
     _wait(lambda: slow.got[-1].price == 100.0)
     assert [tick.price for tick in slow.got[-10:]] == [float(i) for i in range(91, 101)]
@@ -211,6 +212,7 @@ def test_conflate_gives_the_newest_of_each_symbol_and_late_data_does_not_replace
         tape.append(Tick("A", T0 + i, price=float(i)))
         tape.append(Tick("B", T0 + i, price=float(i)))
     tape.append(Tick("A", T0 - 5, price=-1.0))
+    time.sleep(0.02)
     slow.go.set()
     _wait(lambda: len(slow.got) == 3)
     assert {tick.symbol: tick.price for tick in slow.got[1:]} == {"A": 49.0, "B": 49.0}
@@ -223,6 +225,7 @@ def test_disconnect_ends_the_slow_one_and_says_why(tape):
     tape.append(Tick("A", T0, price=0.0))
     _wait(lambda: slow.got)
     tape.append([Tick("A", T0 + i, price=1.0) for i in range(50)])
+    time.sleep(0.02)
     slow.go.set()
     _wait(lambda: not subscription.active)
     assert isinstance(subscription.error, onetape.SubscriberTooSlow)

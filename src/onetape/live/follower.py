@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from types import TracebackType
 import apsw
 import numpy as np
 
+from onetape.errors import TapeClosed
 from onetape.live.waker import Waker
 from onetape.record import Bar, Tick
 from onetape.store import query, replay
@@ -56,6 +58,9 @@ class Follower:
         self._on_close = on_close
         if start_ns is not None:
             position = replay.first_position(connection, start_ns)
+        #: From the beginning, or from a time: what retention has removed is not asked for.
+        self._all_left = position == 0 or start_ns is not None
+        self._pid = os.getpid()
         self.position = query.head(connection) if position is None else position
 
     @property
@@ -90,9 +95,11 @@ class Follower:
         return []
 
     def _look(self) -> list[Tick | Bar]:
+        if os.getpid() != self._pid:
+            raise TapeClosed("this follower was opened before the process was forked", hint="follow in the new process")
         with self._using:
             while not self._closed:
-                step = replay.step(self._connection, self.position)
+                step = replay.step(self._connection, self.position, self._all_left)
                 if step is None:
                     return []
                 found = replay.records(step.found, self._names, self._matching(), self._start_ns)

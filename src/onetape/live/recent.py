@@ -7,10 +7,20 @@ from bisect import insort
 
 import apsw
 import msgspec
+import numpy as np
 
 from onetape.record import Tick
 from onetape.store import query, replay
+from onetape.store.block import Array
 from onetape.store.query import Names
+
+
+def _all_floats(tick: Tick) -> bool:
+    values = (tick.price, tick.size, tick.bid, tick.ask, tick.bid_size, tick.ask_size, tick.open, tick.high, tick.low)
+    for value in (*values, tick.volume, tick.vwap, tick.open_interest):
+        if value is not None and value.__class__ is not float:
+            return False
+    return True
 
 
 def _canonical(tick: Tick) -> tuple[int, int]:
@@ -42,6 +52,8 @@ class Recent:
                 return False
             ring = self.rings.get(tick.symbol)
             if ring is not None:
+                if not _all_floats(tick):
+                    return False  # it reads back as floats: let it be read
                 self._add(ring, msgspec.structs.replace(tick, seq=seq))
             self.position = seq
             return True
@@ -59,13 +71,18 @@ class Recent:
             self._catch_up()
 
     def _catch_up(self) -> None:
-        while (step := replay.step(self._connection, self.position)) is not None:
-            for record in replay.records(step.found, self._names):
+        # What retention has removed since is not missed here.
+        while (step := replay.step(self._connection, self.position, all_left=True)) is not None:
+            for record in replay.records(step.found, self._names, self._loaded()):
                 ring = self.rings.get(record.symbol)
                 # A ring loaded a moment ago already holds what was there when it was read.
                 if ring is not None and isinstance(record, Tick) and (record.seq or 0) > self._loaded_at[record.symbol]:
                     self._add(ring, record)
             self.position = step.position
+
+    def _loaded(self) -> Array:
+        ids = self._names.catalog.symbol_ids
+        return np.array([ids[symbol] for symbol in self.rings if symbol in ids], dtype="<u4")
 
     def _add(self, ring: list[Tick], tick: Tick) -> None:
         if not ring or _canonical(ring[-1]) < _canonical(tick):

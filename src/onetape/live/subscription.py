@@ -1,7 +1,7 @@
 """Subscriptions: a callback fed from a follower, with a policy for when it is slower than the tape.
 
 The tape itself is the queue, so no subscriber can block a writer or another subscriber; the policy says what a slow
-one gets to see. `queue_records` bounds what is held for it in memory.
+one gets to see. `queue_records` bounds what waits for it in memory, besides what came in one reading of the tape.
 
     block        everything, later and later: the rest waits on the tape
     drop_oldest  the newest queue_records; what was older is dropped and counted
@@ -108,15 +108,19 @@ class Subscription:
         finally:
             self._closed.set()
             self._follower.close()
+            self._queue.clear()
+            self._newest.clear()
             self._on_end(self)
 
     def _deliver(self) -> None:
-        looked = 0.0
+        looked = time.monotonic()
         while not self._closed.is_set():
+            # Back after longer than a look may take: what has come meanwhile was waiting for it.
+            late = time.monotonic() - looked > _LOOK_S and self._policy != "block"
             if not self._queue and not self._newest:
-                self._fill(None)
-            elif self._policy != "block" and time.monotonic() - looked > _LOOK_S:
-                self._fill(0.0)
+                self._fill(None, late)
+            elif late:
+                self._fill(0.0, late)
             looked = time.monotonic()
             for _ in range(64):
                 record = self._next()
@@ -138,15 +142,15 @@ class Subscription:
             return None
         return self._queue.popleft() if self._queue else None
 
-    def _fill(self, timeout_s: float | None) -> None:
+    def _fill(self, timeout_s: float | None, late: bool) -> None:
         found = self._follower.take(timeout_s)
         while found:
             if self._policy == "conflate":
                 self._conflate(found)
             else:
                 self._queue.extend(found)
-            if self._policy == "block":
-                return
+            if not late:
+                return  # what came at once is no sign of slowness
             if self._policy == "disconnect" and len(self._queue) > self._limit:
                 raise SubscriberTooSlow(
                     f"a subscriber fell {len(self._queue)} records behind, {self._limit} are allowed",

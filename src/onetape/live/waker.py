@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -37,6 +38,7 @@ class Waker:
         self._lock = threading.Lock()
         self._watch = _watch(wal)
         self._poke_r, self._poke_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._waiting = False
         self._closed = False
         self._fds = [self._poke_r] + ([self._watch] if self._watch is not None else [])
 
@@ -49,21 +51,24 @@ class Waker:
         """Wake the waiter, now."""
         with self._lock:
             if not self._closed:
-                try:
+                with contextlib.suppress(BlockingIOError):  # full: it is awake already
                     os.write(self._poke_w, b"!")
-                except BlockingIOError:
-                    pass  # full: it is awake already
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a hint up to `timeout_s`; return whether one came."""
-        if self._closed:
-            return True
+        """Wait for a hint up to `timeout_s`; return whether one came. One thread waits at a time."""
+        with self._lock:
+            if self._closed:
+                return True
+            self._waiting = True
         try:
             ready, _, _ = select.select(self._fds, [], [], max(0.0, timeout_s))
             for fd in ready:
                 os.read(fd, 65536)
-        except (OSError, ValueError):  # closed by another thread while we waited
-            return True
+        finally:
+            with self._lock:
+                self._waiting = False
+                if self._closed:
+                    self._free()
         return bool(ready)
 
     def close(self) -> None:
@@ -72,9 +77,15 @@ class Waker:
             if self._closed:
                 return
             self._closed = True
-            os.write(self._poke_w, b"!")
-            for fd in (*self._fds, self._poke_w):
-                os.close(fd)
+            if self._waiting:  # the waiter frees them: their numbers must not be given out while it uses them
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._poke_w, b"!")
+            else:
+                self._free()
+
+    def _free(self) -> None:
+        for fd in (*self._fds, self._poke_w):
+            os.close(fd)
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):  # a follower that was dropped, not closed

@@ -138,7 +138,7 @@ def _sum(found: Columns, seeds: Mapping[Key, Minute]) -> list[Minute]:
     begin = np.array(starts)
     end = np.append(begin[1:], len(found["ts_event_ns"])) - 1
     group = np.repeat(np.arange(count), np.diff(np.append(begin, end[-1] + 1)))
-    price = found["price"]
+    price = found["price"] + 0.0  # SQLite keeps -0.0 as 0.0; so do bars that are not kept yet
     size = found.get("size", np.full(len(price), np.nan))
     side = found.get("side", np.zeros(len(price), dtype="<i1"))
     known = [seeds.get(key) for key in keys]

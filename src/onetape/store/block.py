@@ -131,6 +131,8 @@ def _verify(blob: bytes, where: str) -> tuple[int, int, int]:
     version, kind, _, count, bits, _ = _HEADER.unpack_from(blob)
     if version != _VERSION or kind not in _SCHEMAS:
         raise ChunkCorrupt(f"{where} is of an unknown kind ({version}/{kind})", hint="install a newer onetape")
+    if len(blob) != count * (_row_dtype(kind, bits).itemsize - _HEADER.size - _CRC.size) + _HEADER.size + _CRC.size:
+        raise ChunkCorrupt(f"{where} has the wrong size", hint=_REPAIR)
     return kind, count, bits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from typing import Any
 
 import apsw
 import numpy as np
@@ -51,11 +51,11 @@ def read(connection: apsw.Connection, kind: int, symbol_id: int, start_ns: int, 
     A chunk spans at most one UTC day, so its newest time is less than a day past `end_ns` if it reaches into
     the span: the index bounds the search on both sides.
     """
-    rows = connection.execute(
+    rows: list[Any] = connection.execute(
         "SELECT id, payload FROM chunk WHERE kind = ? AND symbol_id = ? AND ts_max >= ? AND ts_max < ?"
         " AND ts_min < ? ORDER BY ts_max",
         (kind, symbol_id, start_ns, min(end_ns + DAY_NS, 2**63 - 1), end_ns),
-    )
+    ).fetchall()  # a damaged chunk must not leave the statement, and with it the read transaction, open
     parts = [decode(payload, f"chunk {chunk_id}")[1] for chunk_id, payload in rows]
     if not parts:
         return None
@@ -71,28 +71,33 @@ def newest(connection: apsw.Connection, kind: int, symbol_id: int, count: int) -
     """Return one symbol's newest `count` sealed records (or a few more) in canonical order, or None."""
     parts: list[Columns] = []
     have, oldest = 0, -1
-    for chunk_id, ts_max, payload in connection.execute(
+    cursor = connection.execute(
         "SELECT id, ts_max, payload FROM chunk WHERE kind = ? AND symbol_id = ? ORDER BY ts_max DESC",
         (kind, symbol_id),
-    ):
-        if have >= count and ts_max < oldest:
-            break
-        part = decode(payload, f"chunk {chunk_id}")[1]
-        parts.append(part)
-        have += len(part["ts_event_ns"])
-        if have >= count:
-            times = np.concatenate([p["ts_event_ns"] for p in parts])
-            oldest = int(np.partition(times, len(times) - count)[len(times) - count])
+    )
+    try:
+        for chunk_id, ts_max, payload in cursor:
+            if have >= count and ts_max < oldest:
+                break
+            part = decode(payload, f"chunk {chunk_id}")[1]
+            parts.append(part)
+            have += len(part["ts_event_ns"])
+            if have >= count:
+                times = np.concatenate([p["ts_event_ns"] for p in parts])
+                oldest = int(np.partition(times, len(times) - count)[len(times) - count])
+    finally:
+        cursor.close(True)
     return canonical(concatenate(kind, parts)) if parts else None
 
 
-def spans(connection: apsw.Connection, after: int) -> Iterator[int]:
-    """Return the seals whose spans hold positions greater than `after`, ascending."""
-    for (seal,) in connection.execute("SELECT DISTINCT seal FROM chunk WHERE seal > ? ORDER BY seal", (after,)):
-        yield seal
+def next_seal(connection: apsw.Connection, after: int) -> int | None:
+    """Return the first seal whose span holds positions greater than `after`, or None."""
+    found = connection.execute("SELECT min(seal) FROM chunk WHERE seal > ?", (after,)).get
+    return None if found is None else int(found)
 
 
 def span(connection: apsw.Connection, seal: int) -> list[tuple[int, int, Columns]]:
     """Return every chunk of one seal as (kind, symbol_id, columns)."""
-    rows = connection.execute("SELECT id, kind, symbol_id, payload FROM chunk WHERE seal = ?", (seal,))
+    found = connection.execute("SELECT id, kind, symbol_id, payload FROM chunk WHERE seal = ?", (seal,))
+    rows: list[Any] = found.fetchall()
     return [(kind, symbol_id, decode(payload, f"chunk {chunk_id}")[1]) for chunk_id, kind, symbol_id, payload in rows]

@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 
 from onetape.clock import now_ns
-from onetape.errors import ConfigInvalid, CursorConflict
+from onetape.errors import ConfigInvalid, CursorConflict, InvalidRecord
 from onetape.record import SeqRange
 from onetape.store import block, seal
 from onetape.store.catalog import Catalog
 from onetape.store.layout import DIRECT_RECORDS, SPAN_RECORDS_MAX
-from onetape.store.table import Batch, keep
+from onetape.store.table import Batch
 from onetape.store.validate import Problem
 
 #: One statement, its own transaction. SQLite gives a new row the key after the greatest, which is the position after
@@ -39,13 +39,31 @@ class Identity(NamedTuple):
         """Raise ConfigInvalid unless it can be used for `count` records."""
         if sum(part is not None for part in self) > 1:
             raise ConfigInvalid("give one of batch, ids and cursor", hint="an append has one identity")
-        if self.batch is not None and not 0 < len(self.batch.encode()) <= 4096:
+        if self.batch is not None and not (isinstance(self.batch, str) and 0 < len(_bytes(self.batch)) <= 4096):
             raise ConfigInvalid("a batch id is text of 1 to 4,096 bytes")
+        if self.cursor is not None:
+            name, before, after = self.cursor if isinstance(self.cursor, tuple) and len(self.cursor) == 3 else ("",) * 3
+            if not all(isinstance(part, str) and _bytes(part) for part in (name, after)) or before == "":
+                raise ConfigInvalid("a cursor is (name, before, after): texts, before None where it is new")
         if self.ids is not None:
             if len(self.ids) != count:
                 raise ConfigInvalid(f"{len(self.ids)} ids for {count} records", hint="give one id a record")
             if any(not isinstance(key, bytes) or not 0 < len(key) <= ID_BYTES_MAX for key in self.ids):
                 raise ConfigInvalid(f"an id is 1 to {ID_BYTES_MAX} bytes", hint="give a digest, such as blake2b")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "ignore")
+
+
+class Refused(NamedTuple):
+    """A record for the quarantine: its place in the append, what is wrong, what it held, and its id if it has one."""
+
+    place: int
+    field: str
+    why: str
+    shown: dict[str, Any]
+    key: bytes | None = None
 
 
 _BATCH_PREFIX = b"batch\x00"
@@ -57,7 +75,7 @@ def append(
     catalog: Catalog,
     batches: list[Batch],
     identity: Identity,
-    refused: list[tuple[Problem, dict[str, Any]]],
+    refused: Sequence[Refused],
 ) -> SeqRange:
     """Append batches (runs of one kind, in their order) in one transaction; return their positions.
 
@@ -78,12 +96,12 @@ def append(
             _move(connection, identity.cursor)
         for batch in batches:
             used = np.unique(batch.columns["symbol"]).tolist()
-            new_names |= catalog.add(connection, [batch.symbols[i] for i in used], batch.sources)
+            new_names |= catalog.add(connection, [batch.symbols[i] for i in used], _sources(batch).values())
         last = _store(connection, catalog, batches, head)
         if identity.batch is not None:
             connection.execute(
                 "INSERT INTO batch VALUES (?, ?, ?)",
-                (_BATCH_PREFIX + identity.batch.encode(), head + 1, last),
+                (_BATCH_PREFIX + _bytes(identity.batch), head + 1, last),
             )
         if refused:
             _quarantine(connection, refused, identity.batch)
@@ -115,12 +133,20 @@ def _store(connection: apsw.Connection, catalog: Catalog, batches: list[Batch], 
         symbol_ids[used] = catalog.ids(connection, "symbol", [batch.symbols[i] for i in used.tolist()])
         columns["symbol"] = symbol_ids[columns["symbol"]]
         if "source" in columns:
-            source_ids = np.array([0, *catalog.ids(connection, "source", batch.sources)], dtype="<u4")
+            names = _sources(batch)
+            source_ids = np.zeros(len(batch.sources) + 1, dtype="<u4")
+            source_ids[list(names)] = catalog.ids(connection, "source", names.values())
             columns["source"] = source_ids[columns["source"]]
         for start in range(0, len(batch), SPAN_RECORDS_MAX):
             part = {name: column[start : start + SPAN_RECORDS_MAX] for name, column in columns.items()}
             head = _store_part(connection, batch.kind, part, head, direct)
     return head
+
+
+def _sources(batch: Batch) -> dict[int, str]:
+    """Return the sources that records of a batch have (those of refused ones are not among them)."""
+    used = np.unique(batch.columns["source"]).tolist() if "source" in batch.columns else []
+    return {which: batch.sources[which - 1] for which in used if which}
 
 
 def _store_part(connection: apsw.Connection, kind: int, part: block.Columns, head: int, direct: bool) -> int:
@@ -143,7 +169,7 @@ def _known_batch(connection: apsw.Connection, batch: str | None) -> SeqRange | N
     if batch is None:
         return None
     for first, last in connection.execute(
-        "SELECT seq_first, seq_last FROM batch WHERE id = ?", (_BATCH_PREFIX + batch.encode(),)
+        "SELECT seq_first, seq_last FROM batch WHERE id = ?", (_BATCH_PREFIX + _bytes(batch),)
     ):
         return SeqRange(first, last, 0)
     return None
@@ -185,33 +211,36 @@ def position(connection: apsw.Connection, name: str) -> str | None:
     return None if found is None else str(found)
 
 
-def _quarantine(connection: apsw.Connection, refused: list[tuple[Problem, dict[str, Any]]], batch: str | None) -> None:
+def _quarantine(connection: apsw.Connection, refused: Sequence[Refused], batch: str | None) -> None:
     at_ns = now_ns()
-    connection.executemany(
-        "INSERT INTO quarantine(at_ns, batch, position, field, why, record) VALUES (?,?,?,?,?,?)",
-        [
-            (at_ns, batch, problem.index, problem.field, problem.why, msgspec.json.encode(shown).decode())
-            for problem, shown in refused
-        ],
-    )
+    for place, field, why, shown, key in refused:
+        if key is not None:
+            connection.execute("INSERT INTO batch VALUES (?, 0, 0) ON CONFLICT DO NOTHING", (_ID_PREFIX + key,))
+            if connection.changes() == 0:  # refused before
+                continue
+        record = msgspec.json.encode(shown, enc_hook=repr).decode()
+        connection.execute(
+            "INSERT INTO quarantine(at_ns, batch, position, field, why, record) VALUES (?,?,?,?,?,?)",
+            (at_ns, batch, place, field, why, record),
+        )
 
 
-def refuse(batch: Batch, found: list[Problem], offset: int) -> tuple[Batch, list[tuple[Problem, dict[str, Any]]]]:
+def refuse(batch: Batch, found: list[Problem], offset: int) -> tuple[Batch, list[Refused]]:
     """Return the good records of a batch, and the bad ones with their reasons."""
     bad = np.zeros(len(batch), dtype=bool)
     bad[[problem.index for problem in found]] = True
     shown = [
-        (
-            Problem(problem.index + offset, problem.field, problem.value, problem.why),
-            batch.record(problem.index),
-        )
+        Refused(problem.index + offset, problem.field, problem.why, readable(batch.record(problem.index), problem))
         for problem in found
     ]
     return batch.take(~bad), shown
 
 
-def good_ids(ids: Sequence[bytes], bad: Sequence[int]) -> list[bytes]:
-    """Return the ids of the records that are not in `bad`."""
-    mask = np.ones(len(ids), dtype=bool)
-    mask[list(bad)] = False
-    return keep(ids, mask)
+def readable(record: dict[str, Any], problem: Problem | InvalidRecord) -> dict[str, Any]:
+    """Return a refused record with the value that is wrong as it was written, for a person to read."""
+    shown = {name: _clean(value) for name, value in record.items() if value is not None}
+    return {**shown, problem.field: _clean(repr(problem.value)[:200])}
+
+
+def _clean(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

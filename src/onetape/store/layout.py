@@ -34,7 +34,6 @@ CREATE TABLE state(
     id INTEGER PRIMARY KEY CHECK (id = 0),
     seal INTEGER NOT NULL,
     pruned_seq INTEGER NOT NULL,
-    pruned_before_ns INTEGER NOT NULL,
     last_prune_ns INTEGER NOT NULL,
     created_ns INTEGER NOT NULL
 );
@@ -66,7 +65,8 @@ CREATE TABLE symbol(
     bars INTEGER NOT NULL DEFAULT 0,
     ts_min INTEGER,
     ts_max INTEGER,
-    trade_ts_max INTEGER
+    trade_ts_max INTEGER,
+    pruned_before_ns INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE source(id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE bar(

@@ -29,14 +29,15 @@ def prune_step(connection: apsw.Connection, before_ns: int) -> int:
         return 0
     connection.executemany("DELETE FROM chunk WHERE id = ?", [(row[0],) for row in rows])
     connection.executemany("UPDATE symbol SET ticks = ticks - ? WHERE id = ?", [(row[2], row[1]) for row in rows])
-    connection.execute(
-        "UPDATE state SET pruned_before_ns = max(pruned_before_ns, ?), pruned_seq = max(pruned_seq, ?)",
-        (max(row[3] for row in rows) + 1, max(row[4] for row in rows)),
+    connection.execute("UPDATE state SET pruned_seq = max(pruned_seq, ?)", (max(row[4] for row in rows),))
+    connection.executemany(
+        "UPDATE symbol SET pruned_before_ns = max(pruned_before_ns, ?) WHERE id = ?",
+        [(row[3] + 1, row[1]) for row in rows],
     )
     for symbol_id in {row[1] for row in rows}:
         connection.execute(
-            "UPDATE symbol SET ts_min = (SELECT min(ts_min) FROM chunk WHERE symbol_id = ?1),"
-            " ts_max = (SELECT max(ts_max) FROM chunk WHERE symbol_id = ?1) WHERE id = ?1",
+            "UPDATE symbol SET ts_min = (SELECT min(ts_min) FROM chunk WHERE kind IN (0, 1) AND symbol_id = ?1),"
+            " ts_max = (SELECT max(ts_max) FROM chunk WHERE kind IN (0, 1) AND symbol_id = ?1) WHERE id = ?1",
             (symbol_id,),
         )
     return int(sum(row[2] for row in rows))

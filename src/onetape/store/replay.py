@@ -25,10 +25,10 @@ class Step(NamedTuple):
     position: int
 
 
-def step(connection: apsw.Connection, position: int) -> Step | None:
+def step(connection: apsw.Connection, position: int, all_left: bool = False) -> Step | None:
     """Return the next records after `position`, or None if there are none yet.
 
-    Raises TapeError if retention has removed records after `position`, unless that is 0: everything there is.
+    Raises TapeError if retention has removed records after `position`, unless `all_left` is what is asked for.
     """
     rows: list[Any] = connection.execute(
         f"SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last LIMIT {_ROWS_MAX}",
@@ -39,19 +39,20 @@ def step(connection: apsw.Connection, position: int) -> Step | None:
     if rows[0][0] - rows[0][1] <= position:  # the journal goes on where we are: no need to look at the seal
         return Step(_after(decode_many(rows, "journal"), position), rows[-1][0])
     with query.snapshot(connection):
-        return _sealed_step(connection, position)
+        return _sealed_step(connection, position, all_left)
 
 
-def _sealed_step(connection: apsw.Connection, position: int) -> Step | None:
+def _sealed_step(connection: apsw.Connection, position: int, all_left: bool) -> Step | None:
     pruned = int(connection.execute("SELECT pruned_seq FROM state").get)
-    if 0 < position < pruned:
+    if position < pruned and not all_left:
         raise TapeError(
             f"retention has removed records after position {position}, up to {pruned}",
             hint="follow from 0 for all that is left, or from a later position",
             position=position,
             pruned_seq=pruned,
         )
-    for end in chunks.spans(connection, position):
+    end = chunks.next_seal(connection, position)
+    if end is not None:
         parts: dict[int, list[Columns]] = {}
         for kind, symbol_id, columns in chunks.span(connection, end):
             symbols = np.full(len(columns["seq"]), symbol_id, dtype="<u4")

@@ -125,7 +125,7 @@ def minute_history(
     connection: apsw.Connection, symbol_id: int, start_ns: int, tail: Columns | None = None
 ) -> Columns | None:
     """Return all trades of one minute, sealed and in `tail`, or None where retention may have removed some."""
-    if start_ns < int(connection.execute("SELECT pruned_before_ns FROM state").get):
+    if start_ns < int(connection.execute("SELECT pruned_before_ns FROM symbol WHERE id = ?", (symbol_id,)).get):
         return None
     parts = []
     sealed = chunks.read(connection, KIND_TICK, symbol_id, start_ns, start_ns + MINUTE_NS)

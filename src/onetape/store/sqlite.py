@@ -66,18 +66,22 @@ def connect(
 
     Raises the TapeError that fits; never leaves a file behind that it could not make a tape of.
     """
-    if path.is_dir():
+    try:
+        found, folder = path.exists(), path.parent.is_dir()
+    except (OSError, ValueError) as error:
+        raise TapeUnusable(f"cannot look at {str(path)!r}: {error}", hint="check the path and its rights") from error
+    if found and path.is_dir():
         raise TapeUnusable(f"{path} is a directory", hint="give the path of a file, such as market_data.db")
-    if mode == "r" and not path.exists():
+    if mode == "r" and not found:
         raise TapeMissing(f"no tape at {path}", hint="append something first, or check the path")
-    if not path.parent.is_dir():
+    if not folder:
         raise TapeUnusable(f"no folder {path.parent}", hint="create it, or check the path")
     try:
         connection = _open(path, mode)
         try:
-            connection.set_busy_handler(_patience(busy_timeout_ms))
-            _check(connection, path, mode)
-            _configure(connection, mode, durability)
+            connection.set_busy_handler(patience(busy_timeout_ms))
+            _check(connection, path, mode, busy_timeout_ms)
+            _configure(connection, mode, durability, busy_timeout_ms)
         except BaseException:
             connection.close()
             raise
@@ -105,10 +109,20 @@ def _open(path: Path, mode: str) -> apsw.Connection:
             raise
         # A folder that may not be written and no log: nobody is writing, so the file can be read as it is.
         uri = path.absolute().as_uri() + "?immutable=1"
-        return apsw.Connection(uri, flags=flags | apsw.SQLITE_OPEN_URI)
+        return FrozenConnection(uri, flags=flags | apsw.SQLITE_OPEN_URI)
 
 
-def _patience(timeout_ms: int) -> Callable[[int], bool]:
+class FrozenConnection(apsw.Connection):
+    """A connection to a tape that nobody can be writing: it sees the file as it was when it was opened."""
+
+
+def frozen_facts(path: Path) -> tuple[int, int, bool]:
+    """Return what changes when somebody does write to such a tape after all."""
+    facts = path.stat()
+    return facts.st_mtime_ns, facts.st_size, layout.wal_path(path).exists()
+
+
+def patience(timeout_ms: int) -> Callable[[int], bool]:
     """Return a busy handler that tries again at short random intervals, so that no writer starves."""
     started = 0.0
 
@@ -130,13 +144,30 @@ def _pragma(connection: apsw.Connection, name: str) -> int:
     return int(value) if value is not None else 0
 
 
-def _check(connection: apsw.Connection, path: Path, mode: str) -> None:
-    application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
-    empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
+def _wal(connection: apsw.Connection, timeout_ms: int) -> None:
+    """Turn the log on. SQLite asks no busy handler for the lock this takes, so we wait ourselves."""
+    deadline = time.monotonic() + timeout_ms / 1000
+    while True:
+        try:
+            connection.pragma("journal_mode", "wal")
+            return
+        except apsw.BusyError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(random.uniform(0.0005, 0.003))
+
+
+def _check(connection: apsw.Connection, path: Path, mode: str, timeout_ms: int) -> None:
+    connection.execute("BEGIN")  # another process may be making the tape: what is read must be of one moment
+    try:
+        empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
+        application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+    finally:
+        connection.execute("COMMIT")
     if empty and application == 0:
         if mode == "r":
             raise TapeUnusable(f"{path} is empty", hint="it is not a tape yet; append something first")
-        _create(connection)
+        _create(connection, timeout_ms)
         return
     if application != layout.APPLICATION_ID:
         raise TapeUnusable(f"{path} is a database, but not a tape", hint="give another path; it was not touched")
@@ -151,16 +182,16 @@ def _check(connection: apsw.Connection, path: Path, mode: str) -> None:
         upgrade(connection, path, UPGRADES, layout.FORMAT_VERSION)
 
 
-def _create(connection: apsw.Connection) -> None:
+def _create(connection: apsw.Connection, timeout_ms: int) -> None:
     connection.pragma("page_size", _PAGE_BYTES)
     connection.pragma("auto_vacuum", "INCREMENTAL")  # must be set before the first table; gives space back later
-    connection.pragma("journal_mode", "wal")
+    _wal(connection, timeout_ms)
     connection.execute("BEGIN IMMEDIATE")
     with_rollback = True
     try:
         if connection.execute("SELECT count(*) FROM sqlite_schema").get == 0:  # no other process was faster
             connection.execute(layout.SCHEMA)
-            connection.execute("INSERT INTO state VALUES (0, 0, 0, 0, 0, ?)", (now_ns(),))
+            connection.execute("INSERT INTO state VALUES (0, 0, 0, 0, ?)", (now_ns(),))
             connection.execute("INSERT INTO journal VALUES (0, 0, 0, x'')")
             connection.pragma("application_id", layout.APPLICATION_ID)
             connection.pragma("user_version", layout.FORMAT_VERSION)
@@ -193,10 +224,10 @@ def upgrade(connection: apsw.Connection, path: Path, upgrades: dict[int, Upgrade
         raise
 
 
-def _configure(connection: apsw.Connection, mode: str, durability: Durability) -> None:
+def _configure(connection: apsw.Connection, mode: str, durability: Durability, timeout_ms: int) -> None:
     connection.pragma("cache_size", -_PAGE_CACHE_KIB)
     if mode == "rw":
-        connection.pragma("journal_mode", "wal")
+        _wal(connection, timeout_ms)
         # NORMAL: the log is not fsynced at commit, so a killed process loses nothing and a power cut at most
         # the last commits. FULL: fsynced at every commit.
         connection.pragma("synchronous", "FULL" if durability == "power" else "NORMAL")
@@ -204,3 +235,21 @@ def _configure(connection: apsw.Connection, mode: str, durability: Durability) -
         connection.pragma("journal_size_limit", _WAL_BYTES_KEPT)
     else:
         connection.pragma("query_only", True)
+
+
+def restart_log(connection: apsw.Connection, path: Path, patience_ms: int, busy_timeout_ms: int) -> None:
+    """Begin the log anew if it has outgrown what is kept of it.
+
+    Readers that overlap, each of them short, keep SQLite from doing that by itself, and the log would grow without
+    end: this waits up to `patience_ms` for a moment without one. If there is none, the next seal tries again.
+    """
+    wal = layout.wal_path(path)
+    if not wal.exists() or wal.stat().st_size < _WAL_BYTES_KEPT:
+        return
+    connection.set_busy_handler(patience(patience_ms))
+    try:
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    except (apsw.BusyError, apsw.LockedError):
+        return
+    finally:
+        connection.set_busy_handler(patience(busy_timeout_ms))

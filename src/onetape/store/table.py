@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from itertools import compress
 from typing import Any
 
 import msgspec
@@ -17,12 +18,13 @@ from onetape.errors import ConfigInvalid, InvalidRecord
 from onetape.record import Bar, Tick, interval_ns
 from onetape.store.block import ABSENT, DTYPES, Array, Columns, full
 from onetape.store.layout import KIND_BAR, KIND_TICK
-from onetape.store.validate import Problem, problems, symbol_problem
+from onetape.store.validate import TIME_RANGE, Problem, problems, text_problem
 
 _TICK_FIELDS = Tick.__struct_fields__
 _BAR_FIELDS = Bar.__struct_fields__
 #: Columns that an append gives itself: allowed in a table that was read from a tape, and ignored.
 _POSITIONS = frozenset({"seq"})
+_TIMES = ("ts_event_ns", "ts_recv_ns")
 #: The source of a bar that was appended without one.
 GIVEN = "given"
 
@@ -46,9 +48,11 @@ class Batch:
 
     def problems(self) -> list[Problem]:
         """Return what is wrong, one problem a record, in order."""
-        refused = {text: why for text in self.symbols if (why := symbol_problem(text)) is not None}
-        which = self.columns["symbol"]
-        return problems(self.kind, self.columns, refused, lambda i: self.symbols[int(which[i])], self.nan_is_absent)
+        refused = [
+            {i: (text, why) for i, text in enumerate(texts, first) if (why := text_problem(what, text)) is not None}
+            for what, texts, first in (("symbol", self.symbols, 0), ("source", self.sources, 1))
+        ]
+        return problems(self.kind, self.columns, refused[0], refused[1], self.nan_is_absent)
 
     def take(self, mask: Array) -> Batch:
         """Return the records a mask names."""
@@ -64,7 +68,7 @@ class Batch:
                 value = self.sources[value - 1] if value else None
             absent = value is None or value == ABSENT or (isinstance(value, float) and value != value)
             if name != "symbol" and not absent:
-                shown[name] = value
+                shown[name] = value if value == value and value not in (math.inf, -math.inf) else repr(value)
         return shown
 
 
@@ -106,6 +110,17 @@ def from_table(table: Any) -> Batch:
     return _batch(KIND_TICK, spread, 0)
 
 
+def _column(column: Any) -> Any:
+    """Return a column of pandas or Polars as Arrow, a masked one as a list with None, others as they are."""
+    if isinstance(column, np.ma.MaskedArray):
+        return column.tolist()
+    if hasattr(column, "iloc"):
+        return pa.Array.from_pandas(column)
+    if hasattr(column, "__arrow_c_stream__") and not isinstance(column, pa.ChunkedArray | pa.Array):
+        return pa.chunked_array(column)
+    return column
+
+
 def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, str | bytes | int | float | datetime | date | np.generic)
 
@@ -129,7 +144,7 @@ class _Repeated(Sequence[Any]):
 
 def _named_columns(table: Any) -> dict[str, Any]:
     if isinstance(table, Mapping):
-        return {str(name): column for name, column in table.items()}
+        return {str(name): _column(column) for name, column in table.items()}
     if isinstance(table, pa.RecordBatch):
         table = pa.table(table)
     if not isinstance(table, pa.Table):
@@ -151,20 +166,25 @@ def _named_columns(table: Any) -> dict[str, Any]:
 def _batch(kind: int, values: Mapping[str, Any], offset: int) -> Batch:
     columns: Columns = {}
     nan_is_absent: dict[str, Array | None] = {}
-    symbols, columns["symbol"] = _texts(values["symbol"], first=0, name="symbol")
+    symbols, columns["symbol"] = _texts(values["symbol"], 0, "symbol", offset)
     sources: list[str] = []
     for name, raw in values.items():
         if name in ("symbol", "seq"):
             continue
         if name == "source":
-            sources, ids = _texts(raw, first=1, name="source")
+            sources, ids = _texts(raw, 1, "source", offset)
             if sources:
                 columns["source"] = ids
         elif name == "interval":
             columns["interval_ns"] = _intervals(raw, offset)
         else:
-            filled = _numbers(kind, name, raw, offset)
+            try:
+                filled = _numbers(kind, name, raw, offset)
+            except pa.ArrowException as error:
+                raise ConfigInvalid(f"column {name!r} cannot be used: {error}") from error
             if filled is not None:
+                if filled[0].shape != columns["symbol"].shape:
+                    raise InvalidRecord(offset, name, raw[0], f"{name} is one number a record")
                 columns[name], nan_is_absent[name] = filled
     if kind == KIND_BAR:
         for name in ("open", "high", "low", "close"):  # a bar has all four: what is absent is invalid
@@ -184,7 +204,7 @@ def _intervals(raw: Sequence[Any], offset: int) -> Array:
     return np.array([known[text] for text in raw], dtype="<i8")
 
 
-def _texts(raw: Any, first: int, name: str) -> tuple[list[str], Array]:
+def _texts(raw: Any, first: int, name: str, offset: int) -> tuple[list[str], Array]:
     """Return the distinct texts in order of appearance and, for each row, `first` + its index (0: None)."""
     if isinstance(raw, _Repeated):
         if raw.value is None and first:
@@ -205,9 +225,8 @@ def _texts(raw: Any, first: int, name: str) -> tuple[list[str], Array]:
     try:
         row_ids = [known[text] if text in known else known.setdefault(text, len(known)) for text in raw]
     except TypeError as error:
-        raise ConfigInvalid(f"column {name!r} holds something that is not text: {error}") from error
-    if first == 1 and any(not isinstance(text, str) for text in known if text is not None):
-        raise ConfigInvalid(f"column {name!r} holds something that is not text")
+        index = next((i for i, text in enumerate(raw) if not isinstance(text, str | None)), 0)
+        raise InvalidRecord(offset + index, name, raw[index], f"a {name} is text") from error
     return [text for text in known if first == 0 or text is not None], np.array(row_ids, dtype="<u4")
 
 
@@ -225,9 +244,12 @@ def _numbers(kind: int, name: str, raw: Any, offset: int) -> tuple[Array, Array 
 
 def _from_numpy(name: str, raw: Array, dtype: np.dtype[Any], offset: int) -> tuple[Array, Array | None]:
     if raw.dtype.kind == "M":
+        if name not in _TIMES:
+            raise ConfigInvalid(f"column {name!r} holds times", hint="it holds numbers")
         missing = np.isnat(raw)
-        ns = raw.astype("datetime64[ns]").astype("<i8")
-        return (np.where(missing, ABSENT, ns) if missing.any() else ns), None
+        exact = raw.astype("datetime64[ns]")
+        _refuse_first((exact.astype(raw.dtype) != raw) & ~missing, name, raw, offset, TIME_RANGE)
+        return np.where(missing, ABSENT, exact.astype("<i8")), None
     if dtype.kind == "f":
         column = raw.astype(dtype, copy=False)
         nan = np.isnan(column)
@@ -289,9 +311,11 @@ def _from_list(name: str, raw: Sequence[Any], dtype: np.dtype[Any], offset: int)
     absent = raw.count(None)
     if absent == len(raw) and raw and name != "ts_event_ns":
         return None
-    if name in ("ts_event_ns", "ts_recv_ns") and raw and not isinstance(raw[-1], int | None):
+    kinds = set(map(type, raw))
+    if name in _TIMES and not kinds <= {int, type(None)}:
         raw = [None if value is None else _time(value, name, offset + index) for index, value in enumerate(raw)]
-    if any(issubclass(kind, str | bytes) for kind in set(map(type, raw))):
+        kinds = {int, type(None)}
+    if any(issubclass(kind, str | bytes) for kind in kinds):
         raise _first_refused(name, raw, dtype, offset)
     try:
         if dtype.kind == "f":
@@ -300,6 +324,8 @@ def _from_list(name: str, raw: Sequence[Any], dtype: np.dtype[Any], offset: int)
         if absent:
             filler = ABSENT if dtype.itemsize == 8 else 0
             raw = [filler if value is None else value for value in raw]
+        if not kinds <= {int, bool, type(None)}:  # NumPy would make floats of integers of several kinds
+            raw = [operator.index(value) for value in raw]
         integers = np.array(raw)
         if integers.dtype.kind not in "iub" and raw:
             raise ValueError("not whole numbers")
@@ -358,8 +384,3 @@ def split_by_kind(records: Sequence[Tick | Bar]) -> list[tuple[int, int, Sequenc
             start = index
     runs.append((KIND_TICK if ticks[start] else KIND_BAR, start, records[start:]))
     return runs
-
-
-def keep(values: Sequence[Any], mask: Array) -> list[Any]:
-    """Return the values where a mask is true."""
-    return list(compress(values, mask.tolist()))

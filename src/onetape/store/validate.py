@@ -43,31 +43,36 @@ class Problem:
 
 def symbol_problem(symbol: object) -> str | None:
     """Return why a symbol is refused, or None."""
-    if symbol is None or symbol == "":
-        return "a record needs a symbol"
-    if not isinstance(symbol, str):
-        return "a symbol is text"
+    return text_problem("symbol", symbol)
+
+
+def text_problem(what: str, text: object) -> str | None:
+    """Return why the text of a symbol or source is refused, or None."""
+    if text is None or text == "":
+        return "a record needs a symbol" if what == "symbol" else "an empty source is None"
+    if not isinstance(text, str):
+        return f"a {what} is text"
     try:
-        size = len(symbol.encode())
+        size = len(text.encode())
     except UnicodeEncodeError:
-        return "a symbol is valid UTF-8"
+        return f"a {what} is valid UTF-8"
     if size > SYMBOL_BYTES_MAX:
-        return f"a symbol has at most {SYMBOL_BYTES_MAX} bytes"
-    if not symbol.isprintable():
-        return "a symbol has no control characters"
+        return f"a {what} has at most {SYMBOL_BYTES_MAX} bytes"
+    if not text.isprintable():
+        return f"a {what} has no control characters"
     return None
 
 
 def problems(
     kind: int,
     columns: Mapping[str, Array],
-    symbols: Mapping[str, str],
-    symbol_of: Any,
+    symbols: Mapping[int, tuple[Any, str]],
+    sources: Mapping[int, tuple[Any, str]],
     nan_is_absent: Mapping[str, Array | None],
 ) -> list[Problem]:
     """Return the first problem of every invalid record, in the order of the records.
 
-    `symbols` are the refused symbol texts with their reasons, `symbol_of(i)` the text of record i.
+    `symbols` and `sources`: the refused ones by what the columns hold for them, with their texts and reasons.
     `nan_is_absent[name]` marks where a NaN stands for "not there"; every other NaN is invalid.
     """
     count = len(columns["ts_event_ns"])
@@ -77,11 +82,10 @@ def problems(
         for index in np.flatnonzero(bad).tolist():
             found.setdefault(index, Problem(index, field, columns[field][index].item(), why))
 
-    if symbols:
-        for index in range(count):
-            text = symbol_of(index)
-            if text in symbols:
-                found.setdefault(index, Problem(index, "symbol", text, symbols[text]))
+    for field, refused in (("symbol", symbols), ("source", sources)):
+        for which, (text, why) in refused.items():
+            for index in np.flatnonzero(columns[field] == which).tolist():
+                found.setdefault(index, Problem(index, field, text, why))
     ts = columns["ts_event_ns"]
     mark((ts < 0) | (ts > TS_MAX_NS), "ts_event_ns", TIME_RANGE)
     if "ts_recv_ns" in columns:
