@@ -31,10 +31,11 @@ from onetape.errors import (
     TapeTooNew,
     TapeUnusable,
 )
+from onetape.facts import Quarantined, SymbolInfo, TapeStats
 from onetape.live.follower import Follower
 from onetape.live.subscription import Subscription, SubscriptionStats
 from onetape.record import BUY, SELL, UNKNOWN, Bar, SeqRange, Tick
-from onetape.tape import Quarantined, SymbolInfo, Tape, TapeStats, open
+from onetape.tape import Tape, open
 from onetape.writer import Writer
 
 __version__ = "0.1.0"

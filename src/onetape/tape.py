@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,11 @@ import msgspec
 import pyarrow as pa
 
 from onetape.clock import Time, now_ns, to_ns
-from onetape.errors import ConfigInvalid, InvalidRecord, OnetapeError, TapeClosed, TapeReadOnly, TapeUnusable
+from onetape.errors import ConfigInvalid, InvalidRecord, TapeClosed, TapeReadOnly, TapeUnusable
+from onetape.facts import Quarantined, SymbolInfo, TapeStats
 from onetape.live.follower import Follower
-from onetape.live.recent import Recent
-from onetape.live.subscription import Subscription, SubscriptionStats, WhenSlow
+from onetape.live.recent import Recent, keep_up
+from onetape.live.subscription import Subscription, WhenSlow
 from onetape.live.waker import Waker
 from onetape.record import TS_MAX_NS, Bar, SeqRange, Tick, interval_ns
 from onetape.store import journal, layout, lifecycle, query, seal, sqlite, table
@@ -42,58 +42,10 @@ _PRUNE_EVERY_NS = 3_600_000_000_000
 _PRUNE_STEPS = 4
 #: How long a seal waits for a moment without readers to begin an overgrown log anew.
 _LOG_PATIENCE_MS = 50
-#: How long the memory may lag behind another process's append.
-_GATHER_S = 0.004
 #: Subscriptions that ended by themselves stay in stats(), the last few.
 _ENDED_KEPT = 8
 _log = logging.getLogger("onetape.tape")
 _new_tuple = tuple.__new__  # half the time of calling a NamedTuple
-
-
-class SymbolInfo(msgspec.Struct, frozen=True):
-    """What the tape holds of one symbol: records kept, and the times (ns) of the first and the last of them."""
-
-    symbol: str
-    ticks: int
-    bars: int
-    ts_first_ns: int | None
-    ts_last_ns: int | None
-
-
-class TapeStats(msgspec.Struct, frozen=True):
-    """A look at the whole tape. Sizes in bytes; `unsealed` records wait in the journal for the next seal."""
-
-    path: str
-    format_version: int
-    durability: str
-    head: int
-    seal: int
-    unsealed: int
-    ticks: int
-    bars_given: int
-    bars_kept: int
-    symbols: int
-    chunks: int
-    quarantined: int
-    file_bytes: int
-    wal_bytes: int
-    retention_days: float | None
-    pruned_seq: int
-    recent_symbols: int
-    recent_records: int
-    subscriptions: list[SubscriptionStats]
-    seal_error: str | None
-
-
-class Quarantined(msgspec.Struct, frozen=True):
-    """A record that was refused: when, from which batch and place, the field, the reason, what it held (JSON)."""
-
-    at_ns: int
-    batch: str | None
-    index: int
-    field: str
-    why: str
-    record: dict[str, Any]
 
 
 _open_tapes: weakref.WeakSet[Tape] = weakref.WeakSet()
@@ -564,7 +516,7 @@ class Tape:
                 recent = Recent(connection, Names(Catalog(), connection), self._recent_per_symbol)
                 waker = Waker(layout.wal_path(self.path))
                 self._keeper = threading.Thread(
-                    target=_keep_recent,
+                    target=keep_up,
                     args=(weakref.ref(self), recent, waker),
                     name="onetape-recent",
                     daemon=True,
@@ -931,6 +883,8 @@ class Tape:
         for follower in followers:
             follower.close()
         if self._keeper is not None:
+            if self._recent is not None:
+                self._recent.stopped = True
             self._keeper_waker.close()
             self._keeper.join(5)
         if self._recent is not None:
@@ -956,21 +910,3 @@ class Tape:
 def _within(ns: int) -> int:
     """Return a time, or the end of time it lies beyond: nothing on a tape is earlier or later."""
     return min(max(ns, 0), TS_MAX_NS + 1)
-
-
-def _keep_recent(tape: weakref.ref[Tape], recent: Recent, waker: Waker) -> None:
-    """Keep the memory of a tape up to date with what other processes append, as long as the tape lives."""
-    while True:
-        hinted = waker.wait(waker.interval_s)
-        owner = tape()
-        if owner is None or owner._closed or owner._forked:
-            return
-        del owner
-        if hinted:
-            # Every append of our own wakes us too: gather them, or we would compete with the appender for nothing.
-            time.sleep(_GATHER_S)
-        try:
-            recent.catch_up()
-        except (apsw.Error, OnetapeError) as error:
-            # The next look tries again, and a caller that needs the file is told what is wrong with it.
-            _log.warning("memory of %s is behind: %s", recent, error)

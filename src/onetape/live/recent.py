@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from bisect import insort
+from collections.abc import Callable
 
 import apsw
 import msgspec
 import numpy as np
 
+from onetape.errors import OnetapeError
+from onetape.live.waker import Waker
 from onetape.record import Tick
 from onetape.store import query, replay
 from onetape.store.block import Array
 from onetape.store.query import Names
+
+_log = logging.getLogger("onetape.live")
+#: How long the memory may lag behind another process's append.
+_GATHER_S = 0.004
 
 
 def _all_floats(tick: Tick) -> bool:
@@ -37,6 +46,7 @@ class Recent:
     def __init__(self, connection: apsw.Connection, names: Names, per_symbol: int) -> None:
         self.rings: dict[str, list[Tick]] = {}
         self.per_symbol = per_symbol
+        self.stopped = False
         self._connection = connection
         self._names = names
         self._loaded_at: dict[str, int] = {}
@@ -109,3 +119,19 @@ class Recent:
             self.rings[symbol] = ring
             self._catch_up()
             return ring
+
+
+def keep_up(owner: Callable[[], object | None], recent: Recent, waker: Waker) -> None:
+    """Keep `recent` up to date with what other processes append, until it is stopped or its `owner` is gone."""
+    while True:
+        hinted = waker.wait(waker.interval_s)
+        if recent.stopped or owner() is None:
+            return
+        if hinted:
+            # Every append of our own wakes us too: gather them, or we would compete with the appender for nothing.
+            time.sleep(_GATHER_S)
+        try:
+            recent.catch_up()
+        except (apsw.Error, OnetapeError) as error:
+            # The next look tries again, and a caller that needs the file is told what is wrong with it.
+            _log.warning("memory of a tape is behind: %s", error)
