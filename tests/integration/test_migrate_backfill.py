@@ -13,8 +13,17 @@ from tests.legacy_keys import EXPIRES_MS, clients, content, differences, fill
 
 import onetape
 from onetape.embedded import EmbeddedServer
-from onetape.errors import EndpointError, OnetapeError, PlanCollision
+from onetape.errors import (
+    ConfigInvalid,
+    EndpointError,
+    LedgerUnusable,
+    OnetapeError,
+    PlanCollision,
+    PlanInvalid,
+    PreflightRefused,
+)
 from onetape.migrate import Endpoint, Migration, Plan
+from onetape.migrate.ledger import Ledger
 from onetape.progress import Progress
 
 Clients = dict[int, redis.Redis]
@@ -265,6 +274,81 @@ def test_keys_can_be_renamed_within_one_database(client: Clients, server: Embedd
     assert migration.backfill().totals == {"copied": 2, "unchanged": 1}
     assert client[0].get("new:2") == b"b" and client[0].get("old:2") == b"b"
     assert migration.backfill().totals == {"unchanged": 3}
+
+
+def test_renaming_that_the_glob_would_take_up_again_is_refused(
+    client: Clients, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    client[1].mset({"a:1": 1, "b": 2})
+    plan = Plan.of_glob("a:*", 1, transform=lambda key: b"a:new:" + key)
+    for _ in range(2):
+        with pytest.raises(PlanInvalid, match="'a:\\*' matches as well"):
+            Migration(server.url, plan=plan, ledger_path=tmp_path / "l.db").backfill()
+    assert client[1].dbsize() == 2
+    Migration(
+        server.url, plan=Plan.of_glob("a:*", 1, transform=lambda key: b"n" + key), ledger_path=tmp_path / "n.db"
+    ).backfill()
+    assert client[1].get("na:1") == b"1"
+
+
+def test_a_host_that_no_name_can_have_is_one_line() -> None:
+    for url in ("redis://a..b:6379", f"redis://{'x' * 70}.org", "unix:///a%00b"):
+        with pytest.raises(EndpointError, match="cannot be reached") as caught:
+            Endpoint.connect(url)
+        assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_mean_nothing_are_refused(migration: Migration, client: Clients) -> None:
+    fill(client, 5)
+    with pytest.raises(ConfigInvalid, match="limit = -1"):
+        migration.backfill(limit=-1)
+    for sample in (0, -2):
+        with pytest.raises(ConfigInvalid, match="sample"):
+            migration.verify(sample=sample)
+
+
+def test_a_ledger_of_another_plan_or_server_is_not_read(
+    migration: Migration, client: Clients, server: EmbeddedServer, fresh_server: EmbeddedServer
+) -> None:
+    fill(client, 5)
+    migration.backfill()
+    other_plan = Migration(server.url, plan=Plan.load().with_target(7), ledger_path=migration.ledger_path)
+    other_server = Migration(fresh_server.url, ledger_path=migration.ledger_path)
+    for other, why in ((other_plan, "another plan"), (other_server, "another server")):
+        with pytest.raises(LedgerUnusable, match=why):
+            other.verify()
+        with pytest.raises(LedgerUnusable, match=why):
+            other.backfill(dry_run=True)
+
+
+def test_a_verify_beside_a_backfill_keeps_its_result(migration: Migration, client: Clients, tmp_path: Path) -> None:
+    fill(client, 5)
+    migration.backfill()
+    with Ledger.open(migration.ledger_path):
+        found = migration.verify()
+    assert found.verdict == "converged" and found.report is not None and Path(found.report).exists()
+    assert found.note is not None and "not in the ledger" in found.note
+    assert migration.status().verdict is None
+    assert migration.verify().note is None
+
+
+@pytest.mark.parametrize(
+    "command", ["XADD", "RENAME", "XSETID", "XGROUP|CREATE", "XCLAIM", "XDEL", "XINFO|STREAM", "XRANGE", "PERSIST"]
+)
+def test_a_right_that_only_a_merge_needs_is_missed_before_anything_is_written(
+    client: Clients, server: EmbeddedServer, tmp_path: Path, command: str
+) -> None:
+    client[0].set("session:1", "x")
+    client[0].execute_command("ACL", "SETUSER", "mover", "on", ">pw", "~*", "+@all", f"-{command.lower()}")
+    try:
+        url = server.url.replace("redis://", "redis://mover:pw@")
+        with pytest.raises(PreflightRefused) as caught:
+            Migration(url, ledger_path=tmp_path / "l.db").backfill()
+        name = command.partition("|")[0]
+        assert [why for why in caught.value.facts["reasons"] if why.startswith(f"rights: {name} is not allowed")]
+        assert client[1].dbsize() == 0
+    finally:
+        client[0].execute_command("ACL", "DELUSER", "mover")
 
 
 def test_ticks_can_be_in_the_target_already(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:

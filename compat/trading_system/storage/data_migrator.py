@@ -360,6 +360,8 @@ def _print_verification(result: dict[str, Any]) -> int:
     if result["unlisted"]:
         print(f"and {result['unlisted']} more")
     print(f"{result['checked']} keys checked: {result['status']}")
+    if result["note"]:
+        print(result["note"])
     code: int = result["exit_code"]
     return code
 

@@ -300,6 +300,8 @@ def _tell_verify(result: Verification) -> None:
     if more:
         output.note(f"and {more:,} more; --json and the report list them")
     typer.echo(f"verdict: {result.verdict}{' (of a sample only)' if result.sampled else ''}")
+    if result.note:
+        output.note(result.note)
     if result.report:
         typer.echo(f"report: {result.report}")
 

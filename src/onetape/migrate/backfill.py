@@ -8,6 +8,7 @@ there.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from onetape.errors import EndpointError, PlanCollision
+from onetape.errors import EndpointError, PlanCollision, PlanInvalid
 from onetape.migrate import decide
 from onetape.migrate.copy import GROUP_KEYS, Copier
 from onetape.migrate.dump import digest
@@ -26,6 +27,7 @@ from onetape.migrate.landing import LandResult, TickLander
 from onetape.migrate.lane import Batch, Lane
 from onetape.migrate.ledger import CODES, Entry, Ledger, Outcome, Row, key_hash
 from onetape.migrate.listing import Listing, Page, Unmatched, memory_usage
+from onetape.migrate.pattern import glob_pattern
 from onetape.migrate.plan import Plan, Rule
 from onetape.migrate.report import ERRORS_LISTED, KeyFailure
 from onetape.progress import Progress, ProgressMeter
@@ -396,16 +398,22 @@ class _Landings:
 def check_collisions(reader: Endpoint, plan: Plan) -> None:
     """Raise PlanCollision, naming both keys, if two source keys would land on one target.
 
+    Raises PlanInvalid if a key would land where a glob takes it up again, which no look at the rules tells.
+
     Only rules whose targets are not proved apart by their form are looked at (Plan.unproved), on disk.
     """
     doubtful = plan.unproved()
     if not doubtful:
         return
+    globs = [rule.glob for rule in plan.rules if rule.glob and rule.source_db == plan.target_db and not rule.skip]
+    onward = [(glob, glob_pattern(glob.encode())) for glob in globs]
     db = apsw.Connection("")
     try:
         db.execute("CREATE TABLE claim(target BLOB PRIMARY KEY, db INTEGER, key BLOB) WITHOUT ROWID")
         for source_db in dict.fromkeys(plan.rules[index].source_db for index in sorted(doubtful)):
             for key, target, rule in _claims(reader, plan, source_db, doubtful):
+                if onward and (source_db, key) != (plan.target_db, target):
+                    _refuse_onward(plan, key, target, onward)
                 held = list(db.execute("SELECT db, key FROM claim WHERE target = ?", (target,)))
                 if held and held[0] != (source_db, key):
                     _raise_collision(plan, target, held[0], (source_db, key), rule)
@@ -413,6 +421,17 @@ def check_collisions(reader: Endpoint, plan: Plan) -> None:
                     db.execute("INSERT INTO claim VALUES(?,?,?)", (target, source_db, key))
     finally:
         db.close()
+
+
+def _refuse_onward(plan: Plan, key: bytes, target: bytes, onward: list[tuple[str, re.Pattern[bytes]]]) -> None:
+    for glob, pattern in onward:
+        if pattern.fullmatch(target):
+            names = [name.decode("utf-8", "backslashreplace") for name in (key, target)]
+            raise PlanInvalid(
+                f"{names[0]!r} would become {names[1]!r} in db {plan.target_db}, which {glob!r} matches as well: "
+                "each run would copy it on",
+                hint="give names that the glob does not match, or another database; nothing was written",
+            )
 
 
 def _claims(

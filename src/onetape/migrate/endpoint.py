@@ -372,8 +372,12 @@ def _open_socket(url: str, timeout_s: float) -> tuple[socket.socket, str, str | 
                 context.check_hostname = False
                 context.verify_mode = ssl.CERT_NONE
             sock = context.wrap_socket(sock, server_hostname=host)
-    except OSError as error:
-        reason = "no answer in time" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+    except (OSError, ValueError) as error:  # ValueError: a name that no host or file can have
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+        if isinstance(error, TimeoutError):
+            reason = "no answer in time"
+        elif not isinstance(error, OSError):
+            reason = f"not a name of a host: {reason}"
         raise EndpointError(
             f"Redis at {address} cannot be reached: {reason}",
             hint="see that the server runs and that host and port are right",

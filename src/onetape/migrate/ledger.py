@@ -196,6 +196,20 @@ class Ledger:
         A server is the same one when its address or what it calls its run is the same: one of them survives a
         restart, the other a move. Raises LedgerUnusable.
         """
+        self.check(plan, address=address, run_id=run_id)
+        self.set_state(
+            plan_hash=plan.hash,
+            plan_name=plan.name,
+            target_db=str(plan.target_db),
+            address=address,
+            run_id=run_id,
+            phase=self.state("phase") or "planned",
+        )
+        rules = [(index, rule.step, rule.kind) for index, rule in enumerate(plan.rules)]
+        self._write(lambda: self._db.executemany("INSERT OR REPLACE INTO rule VALUES(?,?,?)", rules))
+
+    def check(self, plan: Plan, *, address: str, run_id: str) -> None:
+        """Raise LedgerUnusable where the ledger belongs to another plan or server. Writes nothing."""
         known = self.state("plan_hash")
         if known is not None and known != plan.hash:
             raise LedgerUnusable(
@@ -208,16 +222,6 @@ class Ledger:
                 f"ledger {self.path} belongs to another server: {self.state('address')}, not {address}",
                 hint="give each server its own ledger with --ledger",
             )
-        self.set_state(
-            plan_hash=plan.hash,
-            plan_name=plan.name,
-            target_db=str(plan.target_db),
-            address=address,
-            run_id=run_id,
-            phase=self.state("phase") or "planned",
-        )
-        rules = [(index, rule.step, rule.kind) for index, rule in enumerate(plan.rules)]
-        self._write(lambda: self._db.executemany("INSERT OR REPLACE INTO rule VALUES(?,?,?)", rules))
 
     # Runs
 

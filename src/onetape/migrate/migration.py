@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from onetape import clock
-from onetape.errors import PreflightRefused
+from onetape.errors import ConfigInvalid, LedgerBusy, PreflightRefused
 from onetape.migrate import preflight
 from onetape.migrate.backfill import (
     VALUE_BYTES_MAX,
@@ -228,6 +228,8 @@ class Migration:
         LedgerUnusable; and EndpointError or LedgerUnusable when server or ledger are lost on the way: then
         run again.
         """
+        if limit is not None and limit < 0:
+            raise ConfigInvalid(f"limit = {limit}", hint="a number of keys a step; None is no limit")
         started_ns = clock.now_ns()
         plan = self._plan
         chosen = plan.steps if steps is None else plan.only(steps).steps
@@ -259,6 +261,8 @@ class Migration:
         plan = self._plan
         ledger = Ledger.open(self.ledger_path, mode="r") if self.ledger_path.exists() else None
         try:
+            if ledger is not None:
+                ledger.check(plan, address=reader.address, run_id=reader.run_id)
             with self._reader() as landing:
                 lander = Lander(landing, plan.target_db, self.tape, plan.timezone, dry_run=True)
                 job = Backfill(reader, None, plan, ledger, lander, options)
@@ -278,12 +282,18 @@ class Migration:
     ) -> Verification:
         """Compare all keys, both ways, on a connection that cannot write; record the verdict in the ledger.
 
-        See onetape.migrate.verify.verify for the arguments. A JSON report is written as for a backfill.
+        See onetape.migrate.verify.verify for the arguments. A JSON report is written as for a backfill. While a
+        backfill is at work with the ledger, the verdict cannot be recorded: then `note` says so.
+        Raises ConfigInvalid, EndpointError, and LedgerUnusable where the ledger is of another plan or server.
         """
+        if sample is not None and sample < 1:
+            raise ConfigInvalid(f"sample = {sample}", hint="a number of keys, at least 1; None is all of them")
         ledger = Ledger.open(self.ledger_path, mode="r") if self.ledger_path.exists() else None
         try:
             with self._reader() as reader:
                 address = reader.address
+                if ledger is not None:
+                    ledger.check(self._plan, address=address, run_id=reader.run_id)
                 result = verify(
                     reader,
                     self._plan,
@@ -297,11 +307,10 @@ class Migration:
         finally:
             if ledger is not None:
                 ledger.close()
-        return msgspec.structs.replace(result, report=self._record_verdict(result, address))
+        return self._record_verdict(result, address)
 
-    def _record_verdict(self, result: Verification, address: str) -> str | None:
+    def _record_verdict(self, result: Verification, address: str) -> Verification:
         now_ns = clock.now_ns()
-        path = None
         if self.report_dir is not None:
             content = {
                 "command": "verify",
@@ -311,14 +320,18 @@ class Migration:
                 "ledger": str(self.ledger_path),
                 "verification": result.as_dict(),
             }
-            path = str(save_report(content, self.report_dir, now_ns))
-        if self.ledger_path.exists() and not result.sampled:
+            result = msgspec.structs.replace(result, report=str(save_report(content, self.report_dir, now_ns)))
+        if not self.ledger_path.exists() or result.sampled:
+            return result
+        try:
             with Ledger.open(self.ledger_path) as ledger:
                 ledger.begin_run("verify")
                 proven = result.exit_code in (0, 3) and ledger.state("phase") == "backfilled"
                 ledger.set_state(verdict=result.verdict, **({"phase": "verified"} if proven else {}))
-                ledger.end_run(path)
-        return path
+                ledger.end_run(result.report)
+        except LedgerBusy as busy:
+            return msgspec.structs.replace(result, note=f"the verdict is not in the ledger: {busy.message}")
+        return result
 
     def status(self) -> Status:
         """Return what the ledger says. Raises LedgerUnusable where there is none."""

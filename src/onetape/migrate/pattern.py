@@ -94,3 +94,24 @@ def _parse(text: str) -> tuple[list[bytes], tuple[str, ...]]:
         if "{" in literal or "}" in literal:
             raise PatternError(f"{text!r}: a part is written {{name}}, in small letters")
     return [literal.encode() for literal in pieces[::2]], tuple(pieces[1::2])
+
+
+def glob_pattern(glob: bytes) -> re.Pattern[bytes]:
+    r"""Return a Redis glob (`*`, `?`, `[a-z]`, `[^x]`, `\x`) as a regular expression for fullmatch()."""
+    out, at = b"", 0
+    while at < len(glob):
+        char = glob[at : at + 1]
+        end = glob.find(b"]", at + 1)
+        if char == b"[" and end > at + 1:
+            inner = glob[at + 1 : end]
+            negated = inner[:1] == b"^"
+            inner = re.sub(rb"([\\\[\]^&|~])", rb"\\\1", inner[1:] if negated else inner)
+            out += b"[" + (b"^" if negated else b"") + inner + b"]"
+            at = end
+        elif char == b"\\" and at + 1 < len(glob):
+            at += 1
+            out += re.escape(glob[at : at + 1])
+        else:
+            out += {b"*": b".*", b"?": b"."}.get(char) or re.escape(char)
+        at += 1
+    return re.compile(out, re.DOTALL)

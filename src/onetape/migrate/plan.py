@@ -421,7 +421,13 @@ class _Route:
 
     def _transformed(self, key: bytes) -> bytes | None:
         assert self._transform is not None
-        return self._transform(key)
+        target: object = self._transform(key)
+        if not isinstance(target, bytes):
+            raise PlanInvalid(
+                f"glob {self.pattern.text}: the transform of {key!r} gave {target!r}, not bytes".replace("{key} ", ""),
+                hint="return the key's new name, or the key itself to keep it; nothing was done",
+            )
+        return target
 
 
 @lru_cache(maxsize=4096)

@@ -14,12 +14,15 @@ import msgspec
 from onetape.errors import EndpointError, PreflightRefused
 from onetape.migrate.endpoint import Endpoint, ReplyError, parse_info
 from onetape.migrate.listing import SCAN_COUNT, memory_usage
-from onetape.migrate.plan import Plan
+from onetape.migrate.merge import TEMPORARY
+from onetape.migrate.plan import Plan, Rule
 
 #: A copy needs the bytes it copies, and writers go on meanwhile.
 HEAD_ROOM = 1.3
 
 _SAMPLE_PAGES = 3
+#: What a command that is allowed says of a key that does not exist.
+_NO_KEY = ("no such key", "requires the key to exist", "NOGROUP")
 
 
 class Preflight(msgspec.Struct, frozen=True):
@@ -120,13 +123,43 @@ def _check_rights(endpoint: Endpoint, plan: Plan, databases: list[int], reasons:
                 probes.append(("HGETALL", ("HGETALL", source)))
             elif (db, source) != (plan.target_db, target):
                 probes.append(("COPY", ("COPY", source, target, "DB", plan.target_db)))
+        if db == plan.target_db:
+            merging = [rule for rule in plan.rules if rule.kind == "hash_ticks" and not rule.skip]
+            probes += [probe for rule in merging for probe in _merge_probes(rule, mark)]
         probes += [("SCAN", ("SCAN", 0, "COUNT", 1)), ("DBSIZE", ("DBSIZE",)), ("UNWATCH", ("UNWATCH",))]
         probes += [("MULTI", ("MULTI",)), ("EXEC", ("EXEC",))]
         for (name, _), reply in zip(probes, endpoint.pipeline([args for _, args in probes]), strict=True):
-            if isinstance(reply, ReplyError):
+            if isinstance(reply, ReplyError) and not any(told in reply.message for told in _NO_KEY):
                 missing.setdefault(name, _why_not(name, reply, endpoint))
     reasons += [why for why in missing.values() if why]
     endpoint.call("UNWATCH")
+
+
+def _merge_probes(rule: Rule, mark: bytes) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return what a merge sends, for a stream that does not exist and so is left as it is."""
+    source = rule.sample(mark)
+    stream = rule.target_of(source) or source
+    temporary = TEMPORARY + mark + b":" + stream
+    probes: list[tuple[str, tuple[Any, ...]]] = [
+        *((name, (name, stream)) for name in ("WATCH", "EXISTS", "XLEN")),
+        ("XRANGE", ("XRANGE", stream, "-", "+")),
+        ("XINFO", ("XINFO", "STREAM", stream)),
+        ("RENAME", ("RENAME", temporary, stream)),
+    ]
+    for key in (stream, temporary):
+        probes.append(("XADD", ("XADD", key, "NOMKSTREAM", "*", "a", "b")))
+    return [
+        *probes,
+        ("XSETID", ("XSETID", temporary, "0-1")),
+        ("XGROUP", ("XGROUP", "CREATE", temporary, "a", "0")),
+        ("XCLAIM", ("XCLAIM", temporary, "a", "b", 0, "0-1", "JUSTID")),
+        ("XPENDING", ("XPENDING", stream, "a")),
+        ("XDEL", ("XDEL", temporary, "0-1")),
+        ("PEXPIRE", ("PEXPIRE", temporary, 1)),
+        ("PEXPIREAT", ("PEXPIREAT", temporary, 4_000_000_000_000)),
+        ("PERSIST", ("PERSIST", temporary)),
+        ("UNLINK", ("UNLINK", temporary)),
+    ]
 
 
 def _why_not(name: str, reply: ReplyError, endpoint: Endpoint) -> str:

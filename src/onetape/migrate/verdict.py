@@ -73,8 +73,8 @@ class Verification(msgspec.Struct, frozen=True):
 
     `counts`: step → finding → keys. `differences` and `skips` are the first of each in words, `unlisted` how
     many more there are. `checked` source keys, `unmatched` source keys without a rule, `target_keys` looked at
-    in the other direction, `rounds` made, `seconds` taken; `report` is the
-    path of the JSON report, where one was written.
+    in the other direction, `rounds` made, `seconds` taken; `report` is the path of the JSON report, where one
+    was written; `note` says why the verdict could not be recorded, where it could not.
     """
 
     verdict: str
@@ -89,6 +89,7 @@ class Verification(msgspec.Struct, frozen=True):
     seconds: float
     sampled: bool = False
     report: str | None = None
+    note: str | None = None
 
     @property
     def exit_code(self) -> int:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onetape.errors import PlanInvalid
 from onetape.migrate import Plan
+from onetape.migrate.pattern import glob_pattern
 
 HEAD = 'name = "p"\ntarget_db = 1\n'
 RULE = '[[rule]]\nstep = "s"\nsource_db = 2\n'
@@ -179,3 +180,30 @@ def test_one_value_can_have_a_target_of_its_own() -> None:
     plan = Plan.parse(text)
     assert _target(plan, 2, b"a:X:last") == b"latest:X"
     assert _target(plan, 2, b"a:X:first") == b"a:X:first"
+
+
+@pytest.mark.parametrize(
+    ("glob", "key", "fits"),
+    [
+        (b"a:*", b"a:\n:x", True),
+        (b"a:*", b"b:a:", False),
+        (b"a.?", b"a.x", True),
+        (b"a.?", b"abx", False),
+        (b"[ab]*", b"bx", True),
+        (b"[^ab]*", b"bx", False),
+        (b"[a-c]", b"b", True),
+        (b"\\*x", b"*x", True),
+        (b"\\*x", b"yx", False),
+        (b"[open", b"[open", True),
+        (b"\xff*", b"\xff\x00", True),
+    ],
+)
+def test_a_glob_is_matched_as_redis_does(glob: bytes, key: bytes, fits: bool) -> None:
+    assert bool(glob_pattern(glob).fullmatch(key)) == fits
+
+
+@pytest.mark.parametrize("given", [None, "text"])
+def test_a_transform_that_gives_no_bytes_is_refused_by_name(given: object) -> None:
+    plan = Plan.of_glob("a:*", 0, transform=lambda key: given)  # type: ignore[arg-type, return-value]
+    with pytest.raises(PlanInvalid, match="b'a:1'"):
+        plan.matcher(0).match(b"a:1")
