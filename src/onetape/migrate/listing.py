@@ -292,6 +292,7 @@ class _Repeats:
         return [key for key, again in zip(self._suspects.values(), repeated, strict=True) if not again]
 
     def close(self) -> None:
+        self._bits = np.zeros(0, np.uint8)  # the next database needs the room
         self._file.close()
 
 
