@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import apsw
 import msgspec
-import pyarrow as pa
 
 from onetape.clock import Time, now_ns, to_ns
 from onetape.errors import ConfigInvalid, InvalidRecord, TapeClosed, TapeReadOnly, TapeUnusable
@@ -36,6 +35,9 @@ from onetape.store.query import Names
 from onetape.store.sqlite import Durability
 from onetape.store.table import Batch
 from onetape.writer import Writer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 OnInvalid = Literal["raise", "quarantine"]
 _PRUNE_EVERY_NS = 3_600_000_000_000
@@ -540,11 +542,13 @@ class Tape:
         of Tick's fields, all by default; times int64 ns, prices and sizes float64, null where absent. A symbol the
         tape has never seen gives an empty table. Raises ChunkCorrupt.
         """
+        from onetape.store import arrow
+
         start_ns, end_ns = self._span(start, end)
         with self._reading() as connection, query.snapshot(connection):
             symbol_id = self._catalog.symbol_id(connection, symbol)
             found = None if symbol_id is None else query.ticks(connection, symbol_id, start_ns, end_ns)
-            return query.to_arrow(found, symbol, columns, Names(self._catalog, connection))
+            return arrow.to_arrow(found, symbol, columns, Names(self._catalog, connection))
 
     def bars(
         self,
@@ -560,7 +564,9 @@ class Tape:
         The tape's own bars (source null) are made of trades, in whole minutes that divide a UTC day. Bars that were
         appended as bars fill the starts that have none of its own; source="…" returns only those of one source.
         """
-        return query.bars_to_arrow(self.bar_list(symbol, interval, start, end, source=source))
+        from onetape.store import arrow
+
+        return arrow.bars_to_arrow(self.bar_list(symbol, interval, start, end, source=source))
 
     def bar_list(
         self,

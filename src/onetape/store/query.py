@@ -9,17 +9,15 @@ from typing import Any, NamedTuple
 import apsw
 import msgspec
 import numpy as np
-import pyarrow as pa
 
 from onetape.errors import ConfigInvalid
 from onetape.record import MINUTE_NS, Bar, Tick
 from onetape.store import bars, chunks, seal
-from onetape.store.block import ABSENT, DTYPES, Columns, canonical, concatenate, decode_many, take
+from onetape.store.block import ABSENT, Columns, canonical, concatenate, decode_many, take
 from onetape.store.catalog import Catalog
 from onetape.store.layout import DAY_NS, KIND_BAR, KIND_TICK
 
 TICK_NAMES: tuple[str, ...] = Tick.__struct_fields__
-_STANDS_FOR_NULL = ("trades", "ts_recv_ns")
 
 
 @contextmanager
@@ -167,87 +165,12 @@ def to_given_bars(columns: Columns, symbols: Sequence[str], names: Names) -> lis
     return out
 
 
-_ARROW = {"f": pa.float64(), "i8": pa.int64(), "u4": pa.uint32(), "i1": pa.int8()}
-
-
-def arrow_type(name: str) -> pa.DataType:
-    """Return the Arrow type of a tick's column."""
-    if name in ("symbol", "source"):
-        return pa.dictionary(pa.int32(), pa.string())
-    dtype = DTYPES[KIND_TICK][name]
-    return _ARROW["f"] if dtype.kind == "f" else _ARROW[dtype.str[1:]]
-
-
-def to_arrow(columns: Columns | None, symbol: str, wanted: Sequence[str] | None, names: Names) -> pa.Table:
-    """Return columns of one symbol as an Arrow table of `wanted` columns (all, in Tick's order, by default)."""
-    asked = list(wanted) if wanted is not None else list(TICK_NAMES)
-    unknown = [name for name in asked if name not in TICK_NAMES]
-    if unknown:
-        raise ConfigInvalid(f"no tick has a column {unknown[0]!r}", hint=f"columns are {', '.join(TICK_NAMES)}")
-    count = 0 if columns is None else len(columns["ts_event_ns"])
-    have = columns or {}
-    arrays = [_arrow_column(name, have, symbol, count, names) for name in asked]
-    return pa.table(arrays, names=asked)
-
-
-def _arrow_column(name: str, have: Columns, symbol: str, count: int, names: Names) -> Any:
-    kind = arrow_type(name)
-    if name == "symbol":
-        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype="<i4")), pa.array([symbol], pa.string()))
-    if name == "source":
-        ids = have.get("source")
-        if ids is None:
-            return pa.nulls(count, kind)
-        distinct, codes = np.unique(ids, return_inverse=True)
-        texts = names.sources(distinct.tolist())
-        return (
-            pa.array([texts[code] for code in codes.tolist()], pa.string()).dictionary_encode()
-            if None in texts
-            else (pa.DictionaryArray.from_arrays(pa.array(codes.astype("<i4")), pa.array(texts, pa.string())))
-        )
-    if name not in have:
-        return (
-            pa.array(np.zeros(count, dtype=DTYPES[KIND_TICK][name]))
-            if name in ("side", "flags")
-            else pa.nulls(count, kind)
-        )
-    column = have[name]
-    if column.dtype.kind == "f":
-        absent = np.isnan(column)
-        return pa.array(column, kind, mask=absent if absent.any() else None)
-    if name in _STANDS_FOR_NULL:
-        absent = column == ABSENT
-        return pa.array(column, kind, mask=absent if absent.any() else None)
-    return pa.array(np.ascontiguousarray(column), kind)
-
-
 def interval_text(ns: int) -> str:
     """Return the canonical text of a bar interval."""
     for unit, size in (("d", DAY_NS), ("h", 60 * MINUTE_NS), ("min", MINUTE_NS), ("s", 1_000_000_000)):
         if ns % size == 0:
             return f"{ns // size}{unit}"
     raise ConfigInvalid(f"{ns} ns is not a bar interval")
-
-
-BAR_SCHEMA = pa.schema(
-    [
-        ("symbol", pa.string()),
-        ("interval", pa.string()),
-        ("ts_start_ns", pa.int64()),
-        ("open", pa.float64()),
-        ("high", pa.float64()),
-        ("low", pa.float64()),
-        ("close", pa.float64()),
-        ("volume", pa.float64()),
-        ("vwap", pa.float64()),
-        ("trades", pa.int64()),
-        ("bid_volume", pa.float64()),
-        ("ask_volume", pa.float64()),
-        ("complete", pa.bool_()),
-        ("revision", pa.int64()),
-        ("source", pa.string()),
-    ]
-)
 
 
 def minutes(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int) -> tuple[list[bars.Minute], int]:
@@ -391,14 +314,6 @@ def _revised(old: Bar, new: Bar) -> Bar:
     if all(getattr(old, name) == getattr(new, name) for name in _CONTENT):
         return old
     return msgspec.structs.replace(new, revision=max(old.revision + 1, new.revision))
-
-
-def bars_to_arrow(found: Sequence[Bar]) -> pa.Table:
-    """Return bars as an Arrow table of BAR_SCHEMA."""
-    return pa.table(
-        [pa.array([getattr(bar, field.name) for bar in found], field.type) for field in BAR_SCHEMA],
-        schema=BAR_SCHEMA,
-    )
 
 
 class SymbolCounts(NamedTuple):

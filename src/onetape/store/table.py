@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
 from onetape.clock import to_ns
 from onetape.errors import ConfigInvalid, InvalidRecord
@@ -114,11 +113,16 @@ def _column(column: Any) -> Any:
     """Return a column of pandas or Polars as Arrow, a masked one as a list with None, others as they are."""
     if isinstance(column, np.ma.MaskedArray):
         return column.tolist()
-    if hasattr(column, "iloc"):
-        return pa.Array.from_pandas(column)
-    if hasattr(column, "__arrow_c_stream__") and not isinstance(column, pa.ChunkedArray | pa.Array):
-        return pa.chunked_array(column)
+    if hasattr(column, "iloc") or (hasattr(column, "__arrow_c_stream__") and not _is_arrow(column)):
+        from onetape.store import arrow
+
+        return arrow.column(column)
     return column
+
+
+def _is_arrow(value: Any) -> bool:
+    """Return whether it is one of PyArrow's, without loading PyArrow: half of a process's memory, if it needs none."""
+    return type(value).__module__.startswith("pyarrow.")
 
 
 def _is_scalar(value: Any) -> bool:
@@ -145,22 +149,9 @@ class _Repeated(Sequence[Any]):
 def _named_columns(table: Any) -> dict[str, Any]:
     if isinstance(table, Mapping):
         return {str(name): _column(column) for name, column in table.items()}
-    if isinstance(table, pa.RecordBatch):
-        table = pa.table(table)
-    if not isinstance(table, pa.Table):
-        if hasattr(table, "__arrow_c_stream__") and not hasattr(table, "iloc"):  # Polars and every Arrow producer
-            table = pa.table(table)
-        elif hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas: NaN is how it says "not there"
-            try:
-                table = pa.Table.from_pandas(table, preserve_index=False)
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise ConfigInvalid(f"cannot read the pandas frame: {error}") from error
-        else:
-            raise ConfigInvalid(
-                f"cannot append a {type(table).__name__}",
-                hint="give a dict of columns, an Arrow table, or a pandas or Polars frame",
-            )
-    return {name: table.column(name) for name in table.column_names}
+    from onetape.store import arrow
+
+    return arrow.columns(table)
 
 
 def _batch(kind: int, values: Mapping[str, Any], offset: int) -> Batch:
@@ -178,10 +169,7 @@ def _batch(kind: int, values: Mapping[str, Any], offset: int) -> Batch:
         elif name == "interval":
             columns["interval_ns"] = _intervals(raw, offset)
         else:
-            try:
-                filled = _numbers(kind, name, raw, offset)
-            except pa.ArrowException as error:
-                raise ConfigInvalid(f"column {name!r} cannot be used: {error}") from error
+            filled = _numbers(kind, name, raw, offset)
             if filled is not None:
                 if filled[0].shape != columns["symbol"].shape:
                     raise InvalidRecord(offset, name, raw[0], f"{name} is one number a record")
@@ -210,14 +198,10 @@ def _texts(raw: Any, first: int, name: str, offset: int) -> tuple[list[str], Arr
         if raw.value is None and first:
             return [], np.zeros(len(raw), dtype="<u4")
         return [raw.value], np.full(len(raw), first, dtype="<u4")
-    if isinstance(raw, pa.ChunkedArray | pa.Array):
-        encoded = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
-        if not pa.types.is_dictionary(encoded.type):
-            encoded = encoded.dictionary_encode()
-        if isinstance(encoded, pa.ChunkedArray):
-            encoded = encoded.unify_dictionaries().combine_chunks()
-        texts = encoded.dictionary.to_pylist()
-        indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i8")
+    if _is_arrow(raw):
+        from onetape.store import arrow
+
+        texts, indices = arrow.texts(raw)
         if first == 0 and len(indices) and int(indices.min()) < 0:
             texts, indices = [*texts, ""], np.where(indices < 0, len(texts), indices)
         return texts, (indices + first).astype("<u4")
@@ -235,7 +219,7 @@ def _numbers(kind: int, name: str, raw: Any, offset: int) -> tuple[Array, Array 
     if isinstance(raw, _Repeated) and raw.value is None:
         return None
     dtype = DTYPES[kind][name]
-    if isinstance(raw, pa.ChunkedArray | pa.Array):
+    if _is_arrow(raw):
         return _from_arrow(name, raw, dtype, offset)
     if isinstance(raw, np.ndarray) and raw.dtype.kind in "fiuMb":
         return _from_numpy(name, raw, dtype, offset)
@@ -280,21 +264,11 @@ def _refuse_first(bad: Array, name: str, raw: Any, offset: int, why: str) -> Non
 
 
 def _from_arrow(name: str, raw: Any, dtype: np.dtype[Any], offset: int) -> tuple[Array, Array | None] | None:
-    array = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    if array.null_count == len(array) and len(array):
-        return None if name != "ts_event_ns" else _from_list(name, [None] * len(array), dtype, offset)
-    nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
-    if pa.types.is_timestamp(array.type):
-        array = array.cast(pa.timestamp("ns", array.type.tz)).cast(pa.int64())
-    if pa.types.is_decimal(array.type):
-        array = array.cast(pa.float64())
-    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type) or pa.types.is_boolean(array.type)):
-        return _from_list(name, array.to_pylist(), dtype, offset)
-    if nulls is not None:
-        array = array.fill_null(0)
-    values = array.to_numpy(zero_copy_only=False)
+    from onetape.store import arrow
+
+    values, nulls = arrow.plain(raw, name)
+    if isinstance(values, list):
+        return _from_list(name, values, dtype, offset)
     if dtype.kind == "f":
         column = values.astype(dtype)
         if nulls is not None:

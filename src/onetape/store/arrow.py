@@ -1,0 +1,160 @@
+"""Arrow: columns and bars as Arrow tables, and Arrow columns and frames as what an append takes.
+
+The one module of the store that loads PyArrow; the others import it when they are asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from onetape.errors import ConfigInvalid
+from onetape.record import Bar
+from onetape.store.block import ABSENT, DTYPES, Array, Columns
+from onetape.store.layout import KIND_TICK
+from onetape.store.query import TICK_NAMES, Names
+
+_STANDS_FOR_NULL = ("trades", "ts_recv_ns")
+_ARROW = {"f": pa.float64(), "i8": pa.int64(), "u4": pa.uint32(), "i1": pa.int8()}
+
+
+def arrow_type(name: str) -> pa.DataType:
+    """Return the Arrow type of a tick's column."""
+    if name in ("symbol", "source"):
+        return pa.dictionary(pa.int32(), pa.string())
+    dtype = DTYPES[KIND_TICK][name]
+    return _ARROW["f"] if dtype.kind == "f" else _ARROW[dtype.str[1:]]
+
+
+def to_arrow(columns: Columns | None, symbol: str, wanted: Sequence[str] | None, names: Names) -> pa.Table:
+    """Return columns of one symbol as an Arrow table of `wanted` columns (all, in Tick's order, by default)."""
+    asked = list(wanted) if wanted is not None else list(TICK_NAMES)
+    unknown = [name for name in asked if name not in TICK_NAMES]
+    if unknown:
+        raise ConfigInvalid(f"no tick has a column {unknown[0]!r}", hint=f"columns are {', '.join(TICK_NAMES)}")
+    count = 0 if columns is None else len(columns["ts_event_ns"])
+    have = columns or {}
+    arrays = [_arrow_column(name, have, symbol, count, names) for name in asked]
+    return pa.table(arrays, names=asked)
+
+
+def _arrow_column(name: str, have: Columns, symbol: str, count: int, names: Names) -> Any:
+    kind = arrow_type(name)
+    if name == "symbol":
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype="<i4")), pa.array([symbol], pa.string()))
+    if name == "source":
+        ids = have.get("source")
+        if ids is None:
+            return pa.nulls(count, kind)
+        distinct, codes = np.unique(ids, return_inverse=True)
+        texts = names.sources(distinct.tolist())
+        return (
+            pa.array([texts[code] for code in codes.tolist()], pa.string()).dictionary_encode()
+            if None in texts
+            else (pa.DictionaryArray.from_arrays(pa.array(codes.astype("<i4")), pa.array(texts, pa.string())))
+        )
+    if name not in have:
+        return (
+            pa.array(np.zeros(count, dtype=DTYPES[KIND_TICK][name]))
+            if name in ("side", "flags")
+            else pa.nulls(count, kind)
+        )
+    column = have[name]
+    if column.dtype.kind == "f":
+        absent = np.isnan(column)
+        return pa.array(column, kind, mask=absent if absent.any() else None)
+    if name in _STANDS_FOR_NULL:
+        absent = column == ABSENT
+        return pa.array(column, kind, mask=absent if absent.any() else None)
+    return pa.array(np.ascontiguousarray(column), kind)
+
+
+BAR_SCHEMA = pa.schema(
+    [
+        ("symbol", pa.string()),
+        ("interval", pa.string()),
+        ("ts_start_ns", pa.int64()),
+        ("open", pa.float64()),
+        ("high", pa.float64()),
+        ("low", pa.float64()),
+        ("close", pa.float64()),
+        ("volume", pa.float64()),
+        ("vwap", pa.float64()),
+        ("trades", pa.int64()),
+        ("bid_volume", pa.float64()),
+        ("ask_volume", pa.float64()),
+        ("complete", pa.bool_()),
+        ("revision", pa.int64()),
+        ("source", pa.string()),
+    ]
+)
+
+
+def bars_to_arrow(found: Sequence[Bar]) -> pa.Table:
+    """Return bars as an Arrow table of BAR_SCHEMA."""
+    return pa.table(
+        [pa.array([getattr(bar, field.name) for bar in found], field.type) for field in BAR_SCHEMA],
+        schema=BAR_SCHEMA,
+    )
+
+
+def columns(table: Any) -> dict[str, Any]:
+    """Return the columns of an Arrow table or batch, or of a pandas or Polars frame, by name."""
+    try:
+        if isinstance(table, pa.RecordBatch):
+            table = pa.table(table)
+        elif hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas: NaN is how it says "not there"
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        elif not isinstance(table, pa.Table) and hasattr(table, "__arrow_c_stream__"):  # Polars, every Arrow producer
+            table = pa.table(table)
+    except (pa.ArrowException, TypeError) as error:
+        raise ConfigInvalid(f"cannot read the {type(table).__name__}: {error}") from error
+    if not isinstance(table, pa.Table):
+        raise ConfigInvalid(
+            f"cannot append a {type(table).__name__}",
+            hint="give a dict of columns, an Arrow table, or a pandas or Polars frame",
+        )
+    return {name: table.column(name) for name in table.column_names}
+
+
+def column(series: Any) -> Any:
+    """Return a pandas or Polars series as an Arrow array."""
+    try:
+        return pa.Array.from_pandas(series) if hasattr(series, "iloc") else pa.chunked_array(series)
+    except (pa.ArrowException, TypeError) as error:
+        raise ConfigInvalid(f"cannot read the {type(series).__name__}: {error}") from error
+
+
+def texts(raw: Any) -> tuple[list[Any], Array]:
+    """Return the distinct values of a column in order of appearance, and for each row its index, -1 for null."""
+    encoded = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i8")
+    return encoded.dictionary.to_pylist(), indices
+
+
+def plain(raw: Any, name: str) -> tuple[Array | list[Any], Array | None]:
+    """Return a column as NumPy values and where they are null, or as a list where it holds no numbers or times."""
+    array = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    if array.null_count == len(array) and len(array):
+        return [None] * len(array), None
+    nulls = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+    try:
+        if pa.types.is_timestamp(array.type):
+            array = array.cast(pa.timestamp("ns", array.type.tz)).cast(pa.int64())
+        if pa.types.is_decimal(array.type):
+            array = array.cast(pa.float64())
+    except pa.ArrowException as error:
+        raise ConfigInvalid(f"column {name!r} cannot be used: {error}") from error
+    kind = array.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        return array.to_pylist(), None
+    return (array.fill_null(0) if nulls is not None else array).to_numpy(zero_copy_only=False), nulls
