@@ -374,22 +374,31 @@ def test_ticks_can_be_in_the_target_already(client: Clients, server: EmbeddedSer
         assert migration.backfill(steps=["ticks"]).ticks_landed == 0
 
 
-def test_tick_hashes_merged_into_a_copied_stream_leave_it_ours(
-    migration: Migration, client: Clients, tmp_path: Path
+def test_tick_hashes_merged_into_a_copied_stream_are_never_taken_out_again(
+    client: Clients, server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    client[0].xadd("ticks:historical:A", {"last_price": 1, "volume": 1}, id="1700000005000-0")
-    client[2].hset("realtime:A:1700000000", mapping={"last_price": 2, "volume": 1})
-    assert migration.backfill().totals == {"copied": 2}
-    assert [entry[1][b"last_price"] for entry in client[1].xrange("ticks:historical:A")] == [b"2", b"1"]
-    assert migration.backfill().totals == {"unchanged": 2}
-    assert client[1].xlen("ticks:historical:A") == 2
-    # The old stream goes on, and so does another hash.
-    client[0].xadd("ticks:historical:A", {"last_price": 3, "volume": 1}, id="1700000009000-0")
-    client[2].hset("realtime:A:1700000007", mapping={"last_price": 4, "volume": 1})
-    assert migration.backfill().exit_code == 0
-    prices = [entry[1][b"last_price"] for entry in client[1].xrange("ticks:historical:A")]
-    assert prices == [b"2", b"1", b"4", b"3"]
-    assert migration.backfill().totals == {"unchanged": 3}
+    with onetape.open(tmp_path / "tape.db", retention_days=None) as tape:
+        migration = Migration(server.url, ledger_path=tmp_path / "l.db", tape=tape)
+        client[0].xadd("ticks:historical:A", {"last_price": 1, "volume": 1}, id="1700000005000-0")
+        client[2].hset("realtime:A:1700000000", mapping={"last_price": 2, "volume": 1})
+        assert migration.backfill().totals == {"copied": 2}
+        assert [entry[1][b"last_price"] for entry in client[1].xrange("ticks:historical:A")] == [b"2", b"1"]
+        assert migration.backfill().totals == {"unchanged": 2}
+        assert migration.verify().verdict == "converged"
+        # A new writer, the old stream and another hash go on.
+        client[1].xadd("ticks:historical:A", {"last_price": 9, "volume": 1}, id="1700000008000-0")
+        client[0].xadd("ticks:historical:A", {"last_price": 3, "volume": 1}, id="1700000009000-0")
+        client[2].hset("realtime:A:1700000007", mapping={"last_price": 4, "volume": 1})
+        for _ in range(3):
+            assert migration.backfill().totals["newer_target_kept"] == 1
+            prices = [entry[1][b"last_price"] for entry in client[1].xrange("ticks:historical:A")]
+            assert prices == [b"2", b"1", b"4", b"9"]
+        assert sorted(tape.read("A")["price"].to_pylist()) == [1, 2, 3, 4]
+        found = migration.verify()
+        assert found.exit_code == 3, found.differences
+        assert any("ticks were merged into it" in line for line in found.skips)
+        why = migration.why("ticks:historical:A")
+        assert any(line.error is not None and "would take out" in line.error for line in why)
 
 
 def test_a_rule_can_skip_keys(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:

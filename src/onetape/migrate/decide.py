@@ -26,6 +26,9 @@ FAILED = CODES[Outcome.FAILED]
 #: Servers before 7.0 tell the time left only, so an absolute expiry read twice differs by what lay between.
 SLACK_BEFORE_7_MS = 100
 
+#: Why our copy is not made anew although its source went on.
+MERGED_INTO = "ticks were merged into it, which copying the source anew would take out"
+
 
 class Decided(msgspec.Struct):
     """What is to be done with a batch.
@@ -83,7 +86,8 @@ def decide_careful(
     """Decide a batch whose targets were read too.
 
     A target that equals its source is unchanged. One that holds what we wrote (so the ledger, or an act whose
-    answer was lost) is ours and follows its source. Any other was written by somebody newer, and is kept.
+    answer was lost) is ours and follows its source, unless ticks were merged into it: they, and what live writers
+    put there before, are nowhere else. Any other was written by somebody newer, and is kept.
     """
     decided = Decided([], [], [None] * len(batch.keys), [None] * len(batch.keys), [])
     finals: list[Row] = []
@@ -135,6 +139,8 @@ def _careful(
     if ours and known is not None and known.read == content and known.expire_ms == expire_ms:
         decided.outcomes[place] = UNCHANGED  # the target differs because ticks were merged into our copy
         return None
+    if ours and known is not None and known.read != known.written:
+        return _final(batch, place, decided, NEWER_TARGET_KEPT, MERGED_INTO, content, None, expire_ms)
     if ours or (mine is not None and holds(*mine)):
         _copy(batch, place, decided, content, expire_ms, replace=True)
         return None

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
 
+from onetape.migrate.decide import MERGED_INTO
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.ledger import Entry, Ledger, Outcome
@@ -256,6 +257,8 @@ class _Run:
             source = self._state(found.source_db, found.key)
             target = self._state(self._plan.target_db, found.target)
             was = (copied.written, copied.expire_ms)
+            if target == was and copied.read != copied.written:
+                return Finding.NEWER_TARGET_KEPT, MERGED_INTO
             if target == was and source != (copied.read, copied.expire_ms):
                 return Finding.STALE, "the target is as it was copied; the source was written since"
         return None, ""
