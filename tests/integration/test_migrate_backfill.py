@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -23,6 +24,7 @@ from onetape.errors import (
     PreflightRefused,
 )
 from onetape.migrate import Endpoint, Migration, Plan
+from onetape.migrate import merge as merging
 from onetape.migrate.ledger import Ledger
 from onetape.progress import Progress
 
@@ -399,6 +401,56 @@ def test_tick_hashes_merged_into_a_copied_stream_are_never_taken_out_again(
         assert any("ticks were merged into it" in line for line in found.skips)
         why = migration.why("ticks:historical:A")
         assert any(line.error is not None and "would take out" in line.error for line in why)
+
+
+def test_what_is_no_tick_or_bar_is_counted_listed_and_remembered(
+    client: Clients, server: EmbeddedServer, tmp_path: Path
+) -> None:
+    client[0].xadd("ticks:A", {"last_price": 1}, id="1700000005000-0")
+    client[0].xadd("ticks:A", {"note": "x"}, id="1700000005001-0")
+    client[2].set("ohlc:A", "text")
+    client[2].hset("realtime:A:1700000000", mapping={"note": "x"})
+    with onetape.open(tmp_path / "tape.db", retention_days=None) as tape:
+        migration = Migration(server.url, ledger_path=tmp_path / "l.db", tape=tape, report_dir=tmp_path)
+        report = migration.backfill()
+        assert (report.exit_code, report.totals, report.note_count) == (0, {"copied": 3}, 3)
+        told = {note.key: note.error for note in report.notes}
+        assert told[b"ticks:A"].startswith("1 of 2 entries are no ticks, first 1700000005001-0")
+        assert set(told) == {b"ticks:A", b"ohlc:A", b"realtime:A:1700000000"}
+        assert report.path is not None
+        notes = json.loads(Path(report.path).read_text())["notes"]
+        assert notes["count"] == 3 and {note["key"] for note in notes["first"]} == {key.decode() for key in told}
+        for key in told:
+            assert any(told[key] in (line.error or "") for line in migration.why(key))
+        assert migration.status().steps["ticks"] == {"copied": 2}
+        for _ in range(2):
+            found = migration.verify()
+            assert found.exit_code == 3, found.differences
+            assert sum(counts.get("not_a_tick", 0) for counts in found.counts.values()) == 3
+            assert any("1 of 2 entries are no ticks" in line for line in found.skips)
+            migration.backfill()
+
+
+def test_a_stream_is_written_anew_once_for_all_keys_of_a_symbol_however_their_times_are_written(
+    client: Clients, server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client[1].xadd("ticks:historical:NFO:X", {"last_price": 1}, id="1900000000000-0")  # all others are late
+    for minute in range(30):
+        client[2].hset(f"realtime:NFO:X:2025-11-21T09:{minute:02}:03", mapping={"last_price": minute + 1})
+    rebuilt = merging._rebuild
+    times: list[int] = []
+
+    def counted(*args: Any) -> bool:
+        times.append(1)
+        return rebuilt(*args)
+
+    monkeypatch.setattr(merging, "_rebuild", counted)
+    migration = Migration(server.url, ledger_path=tmp_path / "l.db")
+    assert migration.backfill().totals == {"copied": 30}
+    assert client[1].xlen("ticks:historical:NFO:X") == 31 and client[1].dbsize() == 1
+    assert len(times) == 1
+    line = migration.why("realtime:NFO:X:2025-11-21T09:15:03")[0]
+    assert line.target == b"ticks:historical:NFO:X"
 
 
 def test_a_rule_can_skip_keys(client: Clients, server: EmbeddedServer, tmp_path: Path) -> None:

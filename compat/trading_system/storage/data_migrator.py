@@ -346,6 +346,11 @@ def _print_statistics(stats: dict[str, Any], report: Report) -> int:
     for failure in report.errors[:20]:
         key = failure.key.decode("utf-8", "backslashreplace")
         print(f"failed: db {failure.source_db} {key!r}: {failure.error}", file=sys.stderr)
+    for note in report.notes[:20]:
+        key = note.key.decode("utf-8", "backslashreplace")
+        print(f"not on the tape: db {note.source_db} {key!r}: {note.error}", file=sys.stderr)
+    if report.note_count > 20:
+        print(f"and {report.note_count - 20} more that are no ticks or bars, in the report", file=sys.stderr)
     print(json.dumps(stats, indent=4))
     others = {outcome: number for outcome, number in report.totals.items() if outcome != "copied"}
     if others:

@@ -280,6 +280,10 @@ def _tell_backfill(report: Report) -> None:
         output.note(f"failed: db {error['source_db']} {error['key']} -> {error['target']}: {error['error']}")
     if report.error_count > _LISTED:
         output.note(f"and {report.error_count - _LISTED:,} more, in the report")
+    for note in facts["notes"]["first"][:_LISTED]:
+        output.note(f"not on the tape: db {note['source_db']} {note['key']}: {note['error']}")
+    if report.note_count > _LISTED:
+        output.note(f"and {report.note_count - _LISTED:,} more that are no ticks or bars, in the report")
     if report.path:
         typer.echo(f"report: {report.path}")
     if report.dry_run:

@@ -12,7 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import apsw
@@ -23,9 +23,10 @@ from onetape.migrate import decide
 from onetape.migrate.copy import GROUP_KEYS, Copier
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint, ReplyError, parse_info
+from onetape.migrate.hash_ticks import stream_of
 from onetape.migrate.landing import LandResult, TickLander
 from onetape.migrate.lane import Batch, Lane
-from onetape.migrate.ledger import CODES, Entry, Ledger, Outcome, Row, key_hash
+from onetape.migrate.ledger import CODES, NO_TICKS, NOT_LANDED, Entry, Ledger, Outcome, Row, key_hash
 from onetape.migrate.listing import Listing, Page, Unmatched, memory_usage
 from onetape.migrate.pattern import glob_pattern
 from onetape.migrate.plan import Plan, Rule
@@ -42,6 +43,7 @@ DATASET_BYTES_SMALL = 192 * 1024 * 1024
 
 _PROGRESS_EVERY_S = 0.2
 _LAND_AT_ONCE = 20_000
+_NOTES_AT_ONCE = 1000
 _OUTCOMES = tuple(Outcome)
 
 OnProgress = Callable[[Progress], None]
@@ -55,6 +57,8 @@ class Tally:
         self.by_rule: Counter[tuple[int, int]] = Counter()  # (rule, outcome's code) → keys
         self.errors: list[KeyFailure] = []
         self.error_count = 0
+        self.notes: list[KeyFailure] = []
+        self.note_count = 0
         self.ticks_landed = 0
         self.ticks_known = 0
         self.done = 0
@@ -69,6 +73,12 @@ class Tally:
         self.error_count += 1
         if len(self.errors) < ERRORS_LISTED:
             self.errors.append(KeyFailure(self._plan.rules[rule].step, source_db, key, target, why))
+
+    def note(self, rule: int, source_db: int, key: bytes, target: bytes, what: str) -> None:
+        """Count a key that is over, but not all of which a tape can hold; and keep it while there is room."""
+        self.note_count += 1
+        if len(self.notes) < ERRORS_LISTED:
+            self.notes.append(KeyFailure(self._plan.rules[rule].step, source_db, key, target, what))
 
     def steps(self) -> dict[str, dict[str, int]]:
         """Return step → outcome → keys, for every step of the plan."""
@@ -122,6 +132,7 @@ class Backfill:
         self._told_s = 0.0
         self._step = ""
         self._copier: Copier | None = None
+        self._noted: list[Row] = []
         self.tally = Tally(plan)
 
     @property
@@ -214,7 +225,7 @@ class Backfill:
             if rule.skip or (rule.kind == "hash_ticks" and self._lander is None):
                 self.tally.add([index], [decide.SKIPPED])
             elif rule.kind == "hash_ticks":
-                self._landings.put(1, target, page.db, index, key)
+                self._landings.put(1, stream_of(rule, key) or target, page.db, index, key)
             else:
                 rest.keys.append(key)
                 rest.targets.append(target)
@@ -273,8 +284,9 @@ class Backfill:
         if self._lander is not None and any(rules[rule].kind != "copy" for rule in set(batch.rules)):
             lost = (None, decide.FAILED, decide.EXPIRED)
             for place, index in enumerate(batch.rules):
-                if rules[index].kind != "copy" and outcomes[place] not in lost:
-                    self._landings.put(0, batch.targets[place], batch.db, index, batch.keys[place])
+                outcome = outcomes[place]
+                if rules[index].kind != "copy" and outcome is not None and outcome not in lost:
+                    self._landings.put(0, batch.targets[place], batch.db, index, batch.keys[place], outcome)
 
     def _land(self) -> None:
         """Put on the tape what this step copied, then merge its tick hashes into the streams."""
@@ -282,24 +294,41 @@ class Backfill:
             return
         for (kind, target), items in self._landings.taken():
             if kind == 0:
-                for db, index, key in items:
+                for db, index, key, outcome in items:
                     rule = self._plan.rules[index]
                     land = self._lander.stream if rule.kind == "ticks" else self._lander.ohlc
-                    self._landed(land(key, db, rule), index, db, target)
+                    result = land(key, db, rule)
+                    self._landed(result, index, db, target)
+                    self._record_landed(result, index, db, target, outcome)
                     self._options.at("landed")
             else:
                 self._merge(target, items)
             self._tell()
+        self._write_landed()
 
-    def _merge(self, target: bytes, items: Iterable[tuple[int, int, bytes]]) -> None:
+    def _record_landed(self, result: LandResult, index: int, db: int, target: bytes, outcome: int) -> None:
+        """Remember what of a copied key is not on the tape; what became of its copy stays as it is."""
+        if result.error is None or result.outcome is Outcome.EXPIRED:
+            return
+        landed = result.outcome in (Outcome.COPIED, Outcome.UNCHANGED)
+        why = (NO_TICKS if landed else NOT_LANDED) + result.error
+        self._noted.append((index, db, result.key, target, None, None, -1, outcome, why, key_hash(db, result.key)))
+        if len(self._noted) >= _NOTES_AT_ONCE:
+            self._write_landed()
+
+    def _write_landed(self) -> None:
+        rows, self._noted = self._noted, []
+        if self._ledger is not None and self._connect is not None:
+            self._ledger.record(rows)
+
+    def _merge(self, target: bytes, items: Iterable[tuple[int, int, bytes, int]]) -> None:
         """Merge one symbol's tick hashes, from whatever databases and rules, in groups of bounded size."""
         assert self._lander is not None
         merged = False
         for (db, index), group in groupby(items, key=lambda item: item[:2]):
-            keys = [key for _, _, key in group]
             rule = self._plan.rules[index]
-            for at in range(0, len(keys), _LAND_AT_ONCE):
-                results = self._lander.hash_ticks(keys[at : at + _LAND_AT_ONCE], db, rule)
+            while keys := [key for _, _, key, _ in islice(group, _LAND_AT_ONCE)]:
+                results = self._lander.hash_ticks(keys, db, rule)
                 self._options.at("merged")
                 self._record_merged(results, index, db, target)
                 for result in results:
@@ -348,6 +377,8 @@ class Backfill:
         self.tally.ticks_known += result.known
         if result.error is not None and result.outcome in (Outcome.FAILED, Outcome.CHANGED_WHILE_COPYING):
             self.tally.error(index, db, result.key, target, result.error)
+        elif result.error is not None:
+            self.tally.note(index, db, result.key, target, result.error)
 
     def _tell(self, *, force: bool = False) -> None:
         now_s = time.monotonic()
@@ -366,29 +397,30 @@ class _Landings:
 
     def __init__(self) -> None:
         self._db = apsw.Connection("")  # SQLite's own temporary file
-        self._db.execute("CREATE TABLE landing(merge INTEGER, target BLOB, db INTEGER, rule INTEGER, key BLOB)")
-        self._rows: list[tuple[int, bytes, int, int, bytes]] = []
+        self._db.execute("CREATE TABLE landing(merge, target BLOB, db, rule, key BLOB, outcome)")
+        self._rows: list[tuple[int, bytes, int, int, bytes, int]] = []
 
-    def put(self, merge: int, target: bytes, db: int, rule: int, key: bytes) -> None:
-        self._rows.append((merge, target, db, rule, key))
+    def put(self, merge: int, target: bytes, db: int, rule: int, key: bytes, outcome: int = 0) -> None:
+        self._rows.append((merge, target, db, rule, key, outcome))
         if len(self._rows) >= 1000:
             self._write()
 
     def _write(self) -> None:
         rows, self._rows = self._rows, []
         with self._db:
-            self._db.executemany("INSERT INTO landing VALUES(?,?,?,?,?)", rows)
+            self._db.executemany("INSERT INTO landing VALUES(?,?,?,?,?,?)", rows)
 
-    def taken(self) -> Iterator[tuple[tuple[int, bytes], Iterator[tuple[int, int, bytes]]]]:
-        """Yield ((merge, target), (db, rule, key)...) in order, streams and bars before merges; then forget
-        them.
+    def taken(self) -> Iterator[tuple[tuple[int, bytes], Iterator[tuple[int, int, bytes, int]]]]:
+        """Yield ((merge, target), (db, rule, key, outcome of the copy)...) in order; then forget them.
+
+        Streams and bars come before merges.
         """
         self._write()
         rows: Iterable[Any] = self._db.execute(
-            "SELECT merge, target, db, rule, key FROM landing ORDER BY merge, target, db, rule, key"
+            "SELECT merge, target, db, rule, key, outcome FROM landing ORDER BY merge, target, db, rule, key"
         )
         for (merge, target), group in groupby(rows, key=lambda row: row[:2]):
-            yield (merge, target), ((db, rule, key) for _, _, db, rule, key in group)
+            yield (merge, target), ((db, rule, key, outcome) for _, _, db, rule, key, outcome in group)
         self._db.execute("DELETE FROM landing")
 
     def close(self) -> None:

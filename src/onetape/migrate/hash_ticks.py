@@ -119,15 +119,11 @@ class HashTickReader:
             yield [b"data", text] if isinstance(text, bytes) else "holds neither a hash nor JSON text"
 
     def _name(self, tick: HashTick, rule: Rule) -> None:
-        parts = rule.parts(tick.key)
-        if parts is None:
+        named = _named(rule, tick.key)
+        if named is None:
             tick.why = "does not fit the rule's pattern"
             return
-        symbol, written = parts["symbol"], parts.get("timestamp", b"")
-        together = _CLOCK_TIME.fullmatch(symbol + b":" + written) if written else None
-        if together:
-            symbol, written = together[1], together[2]
-        tick.stream = stream_of(rule, tick.key, parts, symbol)
+        tick.stream, symbol, written = named
         try:
             tick.symbol = symbol.decode()
         except UnicodeDecodeError:
@@ -138,11 +134,24 @@ class HashTickReader:
             tick.key_ns = None
 
 
-def stream_of(rule: Rule, key: bytes, parts: dict[str, bytes], symbol: bytes) -> bytes:
-    """Return the stream that a key is merged into."""
+def stream_of(rule: Rule, key: bytes) -> bytes | None:
+    """Return the stream that a key of a hash_ticks rule is merged into, None where it does not fit the rule."""
+    named = _named(rule, key)
+    return None if named is None else named[0]
+
+
+def _named(rule: Rule, key: bytes) -> tuple[bytes, bytes, bytes] | None:
+    """Return the stream, the symbol and the time that a key names; a time may hold colons of its own."""
+    parts = rule.parts(key)
+    if parts is None:
+        return None
+    symbol, written = parts["symbol"], parts.get("timestamp", b"")
+    together = _CLOCK_TIME.fullmatch(symbol + b":" + written) if written else None
+    if together:
+        symbol, written = together[1], together[2]
     if symbol == parts["symbol"]:
-        return rule.target_of(key) or b""
-    return rule.target.encode().replace(b"{symbol}", symbol)
+        return rule.target_of(key) or b"", symbol, written
+    return rule.target.encode().replace(b"{symbol}", symbol), symbol, written
 
 
 def identity_of(key: bytes, flat: Sequence[bytes]) -> bytes:

@@ -68,6 +68,9 @@ class Outcome(enum.StrEnum):
 
 
 _OUTCOMES = tuple(Outcome)
+#: What the `error` of an entry begins with where a copied key, or a part of it, is nothing that a tape can hold,
+#: and where it could not be put on the tape. Such entries tell of the landing alone: nothing is `written`.
+NO_TICKS, NOT_LANDED = "no ticks or bars: ", "not put on the tape: "
 #: Outcome → the number that stands for it in a Row.
 CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
 
@@ -334,6 +337,10 @@ class Ledger:
         where = " AND ".join(f"{column} = ?" for column, value in wanted.items() if value is not None)
         values = [value for value in wanted.values() if value is not None]
         return self._entries(f"{'WHERE ' + where if where else ''} ORDER BY e.id", values)
+
+    def notes(self) -> Iterator[Entry]:
+        """Yield what was written of copied keys that are, in part, no ticks or bars."""
+        return self._entries("WHERE substr(e.error, 1, ?) = ? ORDER BY e.id", (len(NO_TICKS), NO_TICKS))
 
     def newest(self, *, step: str | None = None) -> Iterator[Entry]:
         """Yield the newest entry of each source key, in the order in which those were written.

@@ -394,6 +394,8 @@ class Migration:
             ticks_known=job.tally.ticks_known,
             error_count=job.tally.error_count,
             errors=tuple(job.tally.errors),
+            note_count=job.tally.note_count,
+            notes=tuple(job.tally.notes),
             unmatched=_unmatched(job.unmatched),
             warnings=warnings,
         )

@@ -10,6 +10,7 @@ The file `migration_report_<UTC time>.json` holds one object:
     totals        outcome → number of keys
     ticks         landed: records put on the tape now, known: there already, merged_keys: tick hashes merged
     errors        count, and the first 1,000 of: step, source_db, key, target, error
+    notes         count, and the first 1,000, as of errors: keys that are over, but not all of them is ticks or bars
     unmatched     count, and by source database: count and the first 1,000 keys
     warnings      what the checks before the run found worth saying
     verification  the verdict and counts of a verify, or null
@@ -39,7 +40,7 @@ EXIT_SKIPS = 3  # converged, with listed skips
 
 
 class KeyFailure(msgspec.Struct, frozen=True):
-    """One key that could not be brought over, and why."""
+    """One key that could not be brought over, and why; or, among notes, what of it is not on the tape."""
 
     step: str
     source_db: int
@@ -74,6 +75,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ticks_known: int = 0
     error_count: int = 0
     errors: tuple[KeyFailure, ...] = ()
+    note_count: int = 0
+    notes: tuple[KeyFailure, ...] = ()
     unmatched: dict[int, UnmatchedKeys] = {}
     warnings: tuple[str, ...] = ()
     verification: dict[str, Any] | None = None
@@ -128,13 +131,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             "steps": self.steps,
             "totals": self.totals,
             "ticks": {"landed": self.ticks_landed, "known": self.ticks_known},
-            "errors": {
-                "count": self.error_count,
-                "first": [
-                    {**msgspec.structs.asdict(e), "key": key_text(e.key), "target": key_text(e.target)}
-                    for e in self.errors
-                ],
-            },
+            "errors": {"count": self.error_count, "first": _told(self.errors)},
+            "notes": {"count": self.note_count, "first": _told(self.notes)},
             "unmatched": {
                 "count": sum(keys.count for keys in self.unmatched.values()),
                 "by_database": {
@@ -149,6 +147,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def save(self, directory: str | Path) -> Report:
         """Write the file into `directory`, whole or not at all; return the report with its `path`."""
         return msgspec.structs.replace(self, path=str(save(self.to_dict(), directory, self.ended_ns)))
+
+
+def _told(failures: tuple[KeyFailure, ...]) -> list[dict[str, Any]]:
+    return [{**msgspec.structs.asdict(e), "key": key_text(e.key), "target": key_text(e.target)} for e in failures]
 
 
 def save(content: dict[str, Any], directory: str | Path, at_ns: int) -> Path:

@@ -19,7 +19,7 @@ from itertools import groupby
 from onetape.migrate.decide import MERGED_INTO
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.ledger import Entry, Ledger, Outcome
+from onetape.migrate.ledger import NO_TICKS, NOT_LANDED, Entry, Ledger, Outcome
 from onetape.migrate.origin import Origin, Origins
 from onetape.migrate.pairs import NO_SOURCE, Checker
 from onetape.migrate.plan import Matcher, Plan, Rule
@@ -67,7 +67,7 @@ def verify(
         run.look_again()
         made += 1
     if ledger is not None:
-        run.explain(ledger)
+        run.explain(ledger, tape is not None and sample is None)
     return run.result(made, time.monotonic() - started, listed_max, sample is not None)
 
 
@@ -211,8 +211,14 @@ class _Run:
                 for found in batch:
                     self._note(found)
 
-    def explain(self, ledger: Ledger) -> None:
-        """Find the reasons for open differences in the ledger: one reading of it, if there are any."""
+    def explain(self, ledger: Ledger, of_tape: bool) -> None:
+        """Find the reasons for open differences in the ledger: one reading of it, if there are any.
+
+        And list the equal streams of which it says that some entries are no ticks: only it knows, for what was
+        landed is not decoded again.
+        """
+        if of_tape:
+            self._list_no_ticks(ledger)
         if not self.open:
             return
         began_ns = max((run.started_ns for run in ledger.runs() if run.command == "backfill"), default=None)
@@ -227,6 +233,8 @@ class _Run:
                 found = unsourced.pop(entry.target)
                 self._explained(found, Finding.SOURCE_GONE, "the keys that were merged into it are no more")
             place = (entry.source_db, entry.key)
+            if (entry.error or "").startswith((NO_TICKS, NOT_LANDED)):
+                continue  # of the landing: it says nothing of the copy
             if place in self.open and entry.settled_ns is not None:
                 newest[place] = entry
                 if entry.written is not None:
@@ -238,6 +246,20 @@ class _Run:
                 self._explained(found, finding, told)
             elif entry.error:
                 found.told += f"; the ledger says {entry.outcome}: {entry.error}"
+
+    def _list_no_ticks(self, ledger: Ledger) -> None:
+        known = {(found.source_db, found.key) for found in self._listed}
+        for entry in ledger.notes():
+            place, rule = (entry.source_db, entry.key), self._plan.rules[entry.rule]
+            if rule.kind != "ticks" or place in known or place in self.open:
+                continue
+            known.add(place)
+            self._endpoint.select(entry.source_db)
+            if not self._endpoint.call("EXISTS", entry.key) or not self._counts[rule.step][Finding.EQUAL]:
+                continue
+            self._counts[rule.step][Finding.EQUAL] -= 1
+            told = (entry.error or "").removeprefix(NO_TICKS)
+            self._note(Found(*place, entry.target, rule, Finding.NOT_A_TICK, told))
 
     def _explained(self, found: Found, finding: Finding, told: str) -> None:
         self._counts[found.rule.step][found.finding] -= 1
