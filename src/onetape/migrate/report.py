@@ -10,7 +10,7 @@ The file `migration_report_<UTC time>.json` holds one object:
     totals        outcome → number of keys
     ticks         landed: records put on the tape now, known: there already, merged_keys: tick hashes merged
     errors        count, and the first 1,000 of: step, source_db, key, target, error
-    notes         count, and the first 1,000, as of errors: keys that are over, but not all of them is ticks or bars
+    notes         count, and the first 1,000, as of errors: keys that are over, but hold what no tape can
     unmatched     count, and by source database: count and the first 1,000 keys
     warnings      what the checks before the run found worth saying
     verification  the verdict and counts of a verify, or null
