@@ -18,6 +18,7 @@ import onetape
 from onetape.cli import main
 from onetape.cli.chart import candle_chart
 from onetape.cli.times import parse_span, parse_time
+from onetape.store import table
 
 START_NS = onetape.to_ns("2025-03-14T13:30:00Z")
 S = 1_000_000_000
@@ -37,7 +38,9 @@ def tape(tmp_path: Path) -> Iterator[onetape.Tape]:
         opened.append(
             [onetape.Tick("ESZ6", START_NS + i * S, price=6000 + i / 4, size=1 + i % 3, side=1) for i in range(100)]
         )
-        opened.append(onetape.Tick("NFO:NIFTY", START_NS, bid=1 / 3, ask=0.5, source="x\x1b[2J"))
+        with pytest.MonkeyPatch.context() as patch:  # what another program, or an earlier release, let through
+            patch.setattr(table, "text_problem", lambda what, text: None)
+            opened.append(onetape.Tick("NFO:NIFTY", START_NS, bid=1 / 3, ask=0.5, source="x\x1b[2J"))
         opened.append(onetape.Tick("東京", START_NS, price=7))
         opened.append(onetape.Bar("ES", "1d", onetape.to_ns("2025-03-14"), 1, 2, 0.5, 1.5, source="vendor"))
         yield opened
