@@ -1,6 +1,6 @@
 """Old address of `onetape migrate backfill --step ticks`: historical ticks into database 1, and onto the tape.
 
-    python redis_files/volume_migration.py [--source-db N] [--limit N] [--dry-run]
+python redis_files/volume_migration.py [--source-db N] [--limit N] [--dry-run]
 """
 
 from __future__ import annotations

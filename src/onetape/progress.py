@@ -37,9 +37,7 @@ class ProgressMeter:
     A rate over the whole time would hide that a server became slow; one over a moment would jump.
     """
 
-    def __init__(
-        self, step: str = "", *, window_s: float = 10.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, step: str = "", *, window_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.step = step
         self._window_s = window_s
         self._clock = clock

@@ -92,9 +92,7 @@ def test_from_dict_takes_times_as_text(text: str) -> None:
 )  # fmt: skip
 def test_sierra_messages_in_their_spellings(message: dict[str, object]) -> None:
     data = MarketData.from_sierra_data(message)
-    assert data == MarketData(
-        "ESZ6", T, 5.5, bid=5.25, ask=5.75, bid_size=3, volume=1200, source="sierra_chart"
-    )
+    assert data == MarketData("ESZ6", T, 5.5, bid=5.25, ask=5.75, bid_size=3, volume=1200, source="sierra_chart")
 
 
 def test_a_sierra_message_keeps_its_event_time() -> None:

@@ -2,10 +2,11 @@
 
 import re
 
+from tests.conftest import ROOT
+
 from onetape.migrate.ledger import Outcome
 from onetape.migrate.plan import Plan
 from onetape.migrate.verdict import EXIT_CODES
-from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "migration.md").read_text()
 

@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import redis
-
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
