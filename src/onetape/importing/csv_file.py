@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import re
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
@@ -107,9 +108,10 @@ class CsvFile:
             return "error"
 
         seen = 0
+        ahead = _ReadAhead(stream)
         try:
             reader = pcsv.open_csv(
-                stream,
+                ahead,
                 read_options=pcsv.ReadOptions(column_names=names, use_threads=False, block_size=_BLOCK_BYTES),
                 parse_options=pcsv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=refuse),
                 convert_options=pcsv.ConvertOptions(
@@ -123,6 +125,8 @@ class CsvFile:
                 yield batch
         except pa.ArrowInvalid as error:
             raise self._refused(error, wrong, seen) from error
+        finally:
+            ahead.end()
 
     def _refused(self, error: Exception, wrong: Sequence[Any], seen: int) -> ImportInvalid:
         if wrong:
@@ -207,6 +211,31 @@ def files_in(path: Path, delimiter: str | None = None, names: Sequence[str] = ()
     except (OSError, zipfile.BadZipFile) as error:
         raise ImportInvalid(f"{path}: cannot be read: {error}", hint="get the file again") from error
     return [CsvFile(path, member, delimiter, names) for member in members]
+
+
+class _ReadAhead(io.RawIOBase):
+    """A stream that another thread reads ahead of us, until it is ended.
+
+    PyArrow's thread must not be inside Python when the process ends, which an import that stops early would bring
+    about: ending waits for the read that goes on, and lets the next ones find the end.
+    """
+
+    def __init__(self, stream: _Counted) -> None:
+        self._stream = stream
+        self._reading = threading.Lock()
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        with self._reading:
+            return b"" if self._ended else self._stream.read(size)
+
+    def end(self) -> None:
+        """Let no read begin any more, and wait for the one that goes on."""
+        with self._reading:
+            self._ended = True
 
 
 class _Counted(io.RawIOBase):
