@@ -319,7 +319,6 @@ def test_volume_migration_moves_ticks_alone(dbs: Databases, project: Path) -> No
         assert [info.ticks for info in tape.symbols()] == [2, 1, 1]
 
 
-@pytest.mark.xfail(reason="a stream that is its own target is copied onto itself, which fails", strict=False)
 def test_volume_migration_of_the_unified_database_puts_its_ticks_on_the_tape(dbs: Databases, project: Path) -> None:
     dbs[1].xadd("ticks:A", {"last_price": 7.5}, id=f"{T_MS}-0")
     dbs[1].hset("tick:B", mapping={"last_price": 8.5, "timestamp": T_MS})
