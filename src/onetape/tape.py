@@ -47,6 +47,7 @@ _LOG_PATIENCE_MS = 50
 #: Subscriptions that ended by themselves stay in stats(), the last few.
 _ENDED_KEPT = 8
 _log = logging.getLogger("onetape.tape")
+_APPEND_ONE = journal.APPEND_ONE
 _new_tuple = tuple.__new__  # half the time of calling a NamedTuple
 
 
@@ -198,7 +199,7 @@ class Tape:
         Raises InvalidRecord (nothing is stored, unless on_invalid="quarantine": then the good ones are, and the
         bad ones are kept in quarantine with the reason), CursorConflict, TapeBusy, TapeFull, TapeReadOnly.
         """
-        if isinstance(records, Tick) and batch is None and ids is None and cursor is None:
+        if records.__class__ is Tick and batch is None and ids is None and cursor is None:
             return self._append_tick(records, on_invalid)
         if isinstance(records, Tick | Bar):
             records = [records]
@@ -274,7 +275,7 @@ class Tape:
             self._refuse_write()
         with self._write_lock:
             try:
-                self._append_one(journal.APPEND_ONE, (blob,))
+                self._append_one(_APPEND_ONE, (blob,))
             except apsw.Error as error:
                 raise self._failed(error, "append to") from error
             self._appended = seq = self._last_rowid()
@@ -341,11 +342,13 @@ class Tape:
         """Raise InvalidRecord if the tape would refuse this tick."""
         if not isinstance(tick, Tick):
             raise InvalidRecord(0, "record", tick, "a writer takes Ticks")
-        with contextlib.suppress(Exception):  # the slow path below names the field
+        try:
             source = tick.source
             known = tick.symbol in self._symbol_ids and source in self._source_ids
             if known and encode_tick(tick, 0, 0 if source is None else 1):
                 return
+        except Exception:  # noqa: BLE001, S110  (the slow path below names the field)
+            pass
         for kind, offset, run in table.split_by_kind([tick]):
             for problem in table.from_records(run, kind, offset).problems():
                 raise problem.error()
