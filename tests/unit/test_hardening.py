@@ -124,7 +124,6 @@ def test_an_append_that_is_stored_never_raises_because_sealing_failed(tape, monk
     raw.close()
     for i in range(20):
         assert tape.append(Tick("A", T0 + i, 1.0)).stored == 1
-    assert tape.stats.__self__ is tape
     assert "checksum" in (tape._seal_error or "")
     with tape.writer() as writer:
         writer.append(Tick("A", T0, 1.0))

@@ -16,7 +16,7 @@ import enum
 import fcntl
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -481,12 +481,3 @@ def _raise(path: Path, error: apsw.Error) -> NoReturn:
     if isinstance(error, apsw.BusyError):
         raise LedgerBusy(f"ledger {path} is locked", hint="another program has it open; close it") from error
     raise LedgerUnusable(f"ledger {path}: {error}", hint="see that the path can be written") from error
-
-
-def rows_of(entries: Iterable[Entry]) -> list[Row]:
-    """Return entries as the rows that write them again."""
-    return [
-        (e.rule, e.source_db, e.key, e.target, e.read, e.written, e.expire_ms, CODES[e.outcome], e.error,
-         key_hash(e.source_db, e.key))
-        for e in entries
-    ]  # fmt: skip
