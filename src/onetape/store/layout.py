@@ -4,6 +4,7 @@ journal   one row a commit: the newest records, packed, in arrival order; key: t
 chunk     one row a symbol, day and seal: records in columns, in canonical order; `encoding` says how packed
 bar       one row a symbol, interval, source and start; the tape's own bars have source 0
 symbol    names, and what the seals have counted; source: names of who sent records
+span      one row a seal: the positions it covers, its level, and when they were appended
 batch     identities of what was appended; cursor: positions of imports; quarantine: refused records
 state     one row: the seal (all positions up to it are in chunks), and what retention has removed
 """
@@ -15,9 +16,9 @@ from pathlib import Path
 #: "otap": marks the SQLite file as a tape (PRAGMA application_id).
 APPLICATION_ID = 0x6F746170
 #: Version of this layout (PRAGMA user_version). An older file is upgraded on opening, a newer one refused.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-KIND_TICK, KIND_BAR = 0, 1
+KIND_TICK, KIND_BAR, KIND_CANCEL = 0, 1, 2
 ENCODING_PLAIN = 0
 
 #: Records in the journal that make the appender seal them: a full tail costs a reader about 5 ms.
@@ -29,6 +30,7 @@ DIRECT_RECORDS = 8192
 
 DAY_NS = 86_400_000_000_000
 
+#: The tables of format 1. A new file is made as the first format was, and then changed as an older file is.
 SCHEMA = """
 CREATE TABLE state(
     id INTEGER PRIMARY KEY CHECK (id = 0),
@@ -88,6 +90,14 @@ CREATE TABLE quarantine(
     id INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, batch TEXT, position INTEGER NOT NULL,
     field TEXT NOT NULL, why TEXT NOT NULL, record TEXT NOT NULL
 );
+"""
+
+#: What makes format 2 of format 1, inside one transaction.
+CHANGES_2 = """
+ALTER TABLE chunk ADD COLUMN seq_min INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE span(seal INTEGER PRIMARY KEY, first INTEGER NOT NULL, level INTEGER NOT NULL, moments BLOB NOT NULL);
+INSERT INTO span SELECT seal, lag(seal, 1, 0) OVER (ORDER BY seal) + 1, 0, x'' FROM (SELECT DISTINCT seal FROM chunk);
+UPDATE chunk SET seq_min = (SELECT first FROM span WHERE span.seal = chunk.seal);
 """
 
 

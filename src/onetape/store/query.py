@@ -45,9 +45,19 @@ def head(connection: apsw.Connection) -> int:
 
 
 def ticks(
-    connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int, kind: int = KIND_TICK
+    connection: apsw.Connection,
+    symbol_id: int,
+    start_ns: int,
+    end_ns: int,
+    kind: int = KIND_TICK,
+    wanted: Sequence[str] | None = None,
+    as_of: int | None = None,
 ) -> Columns | None:
-    """Return one symbol's records with start_ns <= ts_event_ns < end_ns in canonical order, or None."""
+    """Return one symbol's records with start_ns <= ts_event_ns < end_ns in canonical order, or None.
+
+    wanted: only these columns (those a record has, and ts_event_ns and seq); as_of: as the tape was when its last
+    position was this.
+    """
     parts = []
     sealed = chunks.read(connection, kind, symbol_id, start_ns, end_ns)
     if sealed is not None:

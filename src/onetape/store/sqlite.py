@@ -36,7 +36,11 @@ _PAGE_CACHE_KIB = 16 * 1024
 
 Upgrade = Callable[[apsw.Connection], None]
 #: From which version: what makes it the next one, inside one transaction. Version 1 is the first.
-UPGRADES: dict[int, Upgrade] = {}
+UPGRADES: dict[int, Upgrade] = {1: lambda connection: _execute(connection, layout.CHANGES_2)}
+
+
+def _execute(connection: apsw.Connection, statements: str) -> None:
+    connection.execute(statements).fetchall()
 
 
 def translate(error: Exception, path: Path, act: str) -> OnetapeError:
@@ -193,6 +197,7 @@ def _create(connection: apsw.Connection, timeout_ms: int) -> None:
             connection.execute(layout.SCHEMA)
             connection.execute("INSERT INTO state VALUES (0, 0, 0, 0, ?)", (now_ns(),))
             connection.execute("INSERT INTO journal VALUES (0, 0, 0, x'')")
+            _execute(connection, layout.CHANGES_2)
             connection.pragma("application_id", layout.APPLICATION_ID)
             connection.pragma("user_version", layout.FORMAT_VERSION)
         connection.execute("COMMIT")

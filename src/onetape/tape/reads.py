@@ -1,0 +1,177 @@
+"""Reading ticks: the newest from memory, history as Arrow, and what the tape says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+import apsw
+
+from onetape.clock import Time
+from onetape.errors import ConfigInvalid
+from onetape.facts import SymbolInfo, TapeStats
+from onetape.live.recent import Recent, keep_up
+from onetape.live.waker import Waker
+from onetape.record import Tick
+from onetape.store import layout, query, seal
+from onetape.store.catalog import Catalog
+from onetape.store.query import Names
+from onetape.tape.handle import Handle
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Reads(Handle):
+    """How ticks are read."""
+
+    @overload
+    def latest(self, symbol: str) -> Tick | None: ...
+    @overload
+    def latest(self) -> dict[str, Tick]: ...
+    def latest(self, symbol: str | None = None) -> Tick | dict[str, Tick] | None:
+        """Return a symbol's tick with the greatest (ts_event_ns, seq), or None; without a symbol, all by symbol.
+
+        From memory. This tape's own appends are seen at once, other processes' within milliseconds.
+        """
+        if symbol is None:
+            rings = {name: self._ring(name) for name in self._symbol_names()}
+            return {name: ring[-1] for name, ring in rings.items() if ring}
+        ring = self._rings.get(symbol)
+        if ring is None or (recent := self._recent) is None or recent.position < self._appended:
+            ring = self._ring(symbol)
+        return ring[-1] if ring else None
+
+    def recent(self, symbol: str, count: int = 1000) -> list[Tick]:
+        """Return a symbol's newest `count` ticks, ascending in (ts_event_ns, seq).
+
+        From memory up to recent_per_symbol; more are read from the file.
+        """
+        if count < 1:
+            raise ConfigInvalid(f"count = {count}", hint="ask for at least one")
+        if count > self._recent_per_symbol:
+            return self._newest(symbol, count)
+        ring = self._rings.get(symbol)
+        if ring is None or (recent := self._recent) is None or recent.position < self._appended:
+            ring = self._ring(symbol)
+        return ring[-count:]
+
+    def _newest(self, symbol: str, count: int) -> list[Tick]:
+        with self._reading() as connection, query.snapshot(connection):
+            symbol_id = self._catalog.symbol_id(connection, symbol)
+            columns = None if symbol_id is None else query.newest(connection, symbol_id, count)
+            if columns is None:
+                return []
+            return query.to_ticks(columns, symbol, Names(self._catalog, connection))
+
+    def _ring(self, symbol: str) -> list[Tick]:
+        self._check_open()
+        if self._frozen is not None:
+            return self._newest(symbol, self._recent_per_symbol)
+        recent = self._recent or self._start_recent()
+        try:
+            if recent.position < self._appended:
+                recent.catch_up()
+            return recent.load(symbol)
+        except apsw.Error as error:
+            raise self._failed(error, "read") from error
+
+    def _start_recent(self) -> Recent:
+        with self._recent_lock:
+            if self._recent is None:
+                connection = self._connect("r")
+                recent = Recent(connection, Names(Catalog(), connection), self._recent_per_symbol)
+                waker = Waker(layout.wal_path(self.path))
+                self._keeper = threading.Thread(
+                    target=keep_up,
+                    args=(weakref.ref(self), recent, waker),
+                    name="onetape-recent",
+                    daemon=True,
+                )
+                self._rings = recent.rings
+                self._recent = recent
+                self._keeper_waker = waker
+                self._keeper.start()
+            return self._recent
+
+    def read(
+        self,
+        symbol: str,
+        start: Time | None = None,
+        end: Time | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """Return a symbol's ticks with start <= ts_event_ns < end as one Arrow table, in canonical order.
+
+        start, end: ns, ISO 8601 text, datetime or date (UTC without a zone); None is without bound. columns: names
+        of Tick's fields, all by default; times int64 ns, prices and sizes float64, null where absent. A symbol the
+        tape has never seen gives an empty table. Raises ChunkCorrupt.
+        """
+        from onetape.store import arrow
+
+        start_ns, end_ns = self._span(start, end)
+        with self._reading() as connection, query.snapshot(connection):
+            symbol_id = self._catalog.symbol_id(connection, symbol)
+            found = None if symbol_id is None else query.ticks(connection, symbol_id, start_ns, end_ns)
+            return arrow.to_arrow(found, symbol, columns, Names(self._catalog, connection))
+
+    def symbols(self) -> list[SymbolInfo]:
+        """Return what the tape holds of each symbol, by name."""
+        with self._reading() as connection, query.snapshot(connection):
+            counts = query.symbol_counts(connection)
+            names = Names(self._catalog, connection)
+            found = [SymbolInfo(names.symbols([symbol_id])[0], *kept) for symbol_id, kept in counts.items()]
+        return sorted(found, key=lambda info: info.symbol)
+
+    def _symbol_names(self) -> list[str]:
+        with self._reading() as connection:
+            self._catalog.load(connection)
+        return list(self._catalog.symbol_ids)
+
+    def stats(self) -> TapeStats:
+        """Return counts and sizes of the tape, and of this process's subscriptions to it."""
+        with self._reading() as connection, query.snapshot(connection):
+            counts = query.symbol_counts(connection).values()
+            head = query.head(connection)
+            sealed = seal.seal_position(connection)
+            pruned_seq = connection.execute("SELECT pruned_seq FROM state").get
+            kept = connection.execute("SELECT count(*) FROM bar WHERE source_id = 0").get
+            chunk_count = connection.execute("SELECT count(*) FROM chunk").get
+            bad = connection.execute("SELECT count(*) FROM quarantine").get
+        wal = layout.wal_path(self.path)
+        rings = list(self._rings.values())
+        return TapeStats(
+            path=str(self.path),
+            format_version=layout.FORMAT_VERSION,
+            durability=self.durability,
+            head=head,
+            seal=sealed,
+            unsealed=head - sealed,
+            ticks=sum(count.ticks for count in counts),
+            bars_given=sum(count.bars for count in counts),
+            bars_kept=kept,
+            symbols=len(counts),
+            chunks=chunk_count,
+            quarantined=bad,
+            file_bytes=self.path.stat().st_size,
+            wal_bytes=wal.stat().st_size if wal.exists() else 0,
+            retention_days=self._retention_days,
+            pruned_seq=pruned_seq,
+            recent_symbols=len(rings),
+            recent_records=sum(map(len, rings)),
+            subscriptions=[subscription.stats(head) for subscription in self._subscriptions],
+            seal_error=self._seal_error,
+        )
+
+    async def aread(
+        self,
+        symbol: str,
+        start: Time | None = None,
+        end: Time | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """As read(), off the event loop."""
+        return await asyncio.to_thread(self.read, symbol, start, end, columns)
