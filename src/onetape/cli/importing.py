@@ -1,20 +1,22 @@
-"""The command `onetape import`: CSV files onto the tape."""
+"""The command `onetape import`: files onto the tape; CSV here, other formats in cli/formats.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onetape.cli import output
+from onetape.cli import formats, output
 from onetape.cli.options import Json, TapePath, open_tape
 from onetape.cli.progress import ProgressLine
 from onetape.errors import ConfigInvalid, ImportInvalid
 
 if TYPE_CHECKING:
     from onetape.importing import CsvOptions, Imported
+    from onetape.importing.formats import Options
     from onetape.tape import Tape
 
 
@@ -25,6 +27,14 @@ class RecordKind(StrEnum):
     BARS = "bars"
 
 
+class Repeats(StrEnum):
+    """What becomes of a session that comes twice."""
+
+    REFUSE = "refuse"
+    ONCE = "once"
+    KEEP = "keep"
+
+
 class OnInvalid(StrEnum):
     """What becomes of a file with a wrong row."""
 
@@ -33,8 +43,14 @@ class OnInvalid(StrEnum):
 
 
 def import_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV files: plain, .gz or .zip.")],
-    symbol: Annotated[str | None, typer.Option(help="The symbol of every row, where no column says it.")] = None,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of them.")],
+    format: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which format they are; found by looking, if left out.")
+    ] = None,
+    list_formats: Annotated[
+        bool, typer.Option("--list-formats", callback=formats.list_formats, is_eager=True, help="Say which there are.")
+    ] = False,
+    symbol: Annotated[str | None, typer.Option(help="The symbol of every row, where the file does not say it.")] = None,
     mapping: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="FIELD=COLUMN,…", help="Which column is which field: price=last,size=qty."),
@@ -43,8 +59,9 @@ def import_files(
         str, typer.Option(metavar="FORM", help="auto, ns, us, ms, s, iso, or a pattern: '%d/%m/%Y %H:%M:%S'.")
     ] = "auto",
     timezone: Annotated[
-        str, typer.Option(metavar="ZONE", help="Of times written without an offset: Asia/Kolkata.")
-    ] = "UTC",
+        str | None,
+        typer.Option(metavar="ZONE", help="Of times written without an offset: Asia/Kolkata. [CSV default: UTC]"),
+    ] = None,
     kind: Annotated[RecordKind, typer.Option(help="What a row is.")] = RecordKind.TICKS,
     interval: Annotated[str | None, typer.Option(help="Length of every bar: 1min, 1h, 1d.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Found in the header line if left out; 'tab' is a tab.")] = None,
@@ -52,6 +69,16 @@ def import_files(
         str | None, typer.Option(metavar="NAME,…", help="Column names of files that have no header line.")
     ] = None,
     source: Annotated[str | None, typer.Option(help="Who the records are from.")] = None,
+    as_path: Annotated[
+        str | None,
+        typer.Option("--as", metavar="PATH", help="Where the file would lie in its vendor's folder, if that matters."),
+    ] = None,
+    allow_cut: Annotated[
+        bool, typer.Option("--allow-cut", help="Of a file that ends too early, take what is whole.")
+    ] = False,
+    repeats: Annotated[
+        Repeats, typer.Option(help="Of a session that comes twice under two dates: refuse, import once, or keep both.")
+    ] = Repeats.REFUSE,
     on_invalid: Annotated[
         OnInvalid, typer.Option(help="Of a file with a wrong row, store nothing (raise), or the good rows.")
     ] = OnInvalid.RAISE,
@@ -59,15 +86,25 @@ def import_files(
     json: Json = False,
     tape: TapePath = None,
 ) -> None:
-    """Import CSV files. A file that was imported already, read the same way, changes nothing."""
+    """Import files: CSV and other formats. A file that was imported already, read the same way, changes nothing."""
     from onetape.importing import CsvOptions, parse_mapping
+    from onetape.importing.formats import Options
 
+    others = Options(
+        symbol=symbol,
+        source=source,
+        timezone=timezone,
+        as_path=as_path,
+        allow_cut=allow_cut,
+        repeats=repeats.value,
+        on_invalid=on_invalid.value,
+    )
     options = CsvOptions(
         kind=kind.value,
         symbol=symbol,
         mapping=parse_mapping(mapping or [], kind.value),
         time_format=time_format,
-        timezone=timezone,
+        timezone=timezone or "UTC",
         delimiter={"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
         header=tuple(name.strip() for name in header.split(",")) if header else (),
         source=source,
@@ -77,38 +114,79 @@ def import_files(
     if interval is not None and kind is RecordKind.TICKS:
         raise ConfigInvalid("--interval is for bars", hint="add --kind bars")
     if dry_run:
-        failed, stored = _import_all(None, files, options, json)
+        failed, stored = _import_all(None, files, format, options, others, json)
     else:
         with open_tape(tape, "rw") as opened:
-            failed, stored = _import_all(opened, files, options, json)
+            failed, stored = _import_all(opened, files, format, options, others, json)
     if failed:
         raise typer.Exit(1 if stored else 2)
 
 
-def _import_all(tape: Tape | None, files: list[Path], options: CsvOptions, json: bool) -> tuple[int, int]:
+def _import_all(
+    tape: Tape | None, paths: list[Path], format: str | None, options: CsvOptions, others: Options, json: bool
+) -> tuple[int, int]:
     """Import file by file; one that cannot be read does not stop the others. Return (files failed, files read)."""
     from onetape.cli.app import print_error
-    from onetape.importing import import_csv
 
-    failed = 0
-    oldest_ns: int | None = None
-    for path in files:
+    failed = read = 0
+    seen: dict[str, str] = {}
+    oldest: list[int] = []
+    for given in paths:
         try:
-            with ProgressLine("bytes") as progress:
-                done = import_csv(tape, path, options, on_progress=progress)
+            found = formats.chosen(given, format)
         except ImportInvalid as error:
             print_error(str(error))
             failed += 1
             continue
-        for result in done:
-            if json:
-                typer.echo(output.json_line(result))
-            else:
-                _tell(result)
-            if result.kind == "ticks" and result.stored and result.ts_first_ns is not None:
-                oldest_ns = min(result.ts_first_ns, oldest_ns or result.ts_first_ns)
-    _warn_of_retention(tape, oldest_ns)
-    return failed, len(files) - failed
+        for path, name in found:
+            try:
+                if name == "csv":
+                    _import_csv(tape, path, options, others, json, oldest.append)
+                else:
+                    _refuse_csv_options(options, name)
+                    formats.import_one(tape, path, name, others, seen, json, oldest.append)
+            except ImportInvalid as error:
+                print_error(str(error))
+                failed += 1
+                continue
+            read += 1
+    _warn_of_retention(tape, min(oldest, default=None))
+    return failed, read
+
+
+def _import_csv(
+    tape: Tape | None,
+    path: Path,
+    options: CsvOptions,
+    others: Options,
+    json: bool,
+    oldest: Callable[[int], object],
+) -> None:
+    from onetape.importing import import_csv
+
+    for name in sorted(others.given() & {"as_path", "allow_cut", "repeats"}):
+        flag = "--as" if name == "as_path" else "--" + name.replace("_", "-")
+        raise ConfigInvalid(f"{flag}: {path} is taken for CSV", hint="leave it out, or say --format")
+    with ProgressLine("bytes") as progress:
+        done = import_csv(tape, path, options, on_progress=progress)
+    for result in done:
+        if json:
+            typer.echo(output.json_line(result))
+        else:
+            _tell(result)
+        if result.kind == "ticks" and result.stored and result.ts_first_ns is not None:
+            oldest(result.ts_first_ns)
+
+
+def _refuse_csv_options(options: CsvOptions, format: str) -> None:
+    from onetape.importing import CsvOptions
+
+    plain = CsvOptions()
+    flags = {"mapping": "--map", "kind": "--kind", "interval": "--interval", "delimiter": "--delimiter"}
+    flags |= {"header": "--header", "time_format": "--time-format"}
+    given = [flag for name, flag in flags.items() if getattr(options, name) != getattr(plain, name)]
+    if given:
+        raise ConfigInvalid(f"{given[0]} is for CSV, this is {format}", hint="leave it out, or say --format csv")
 
 
 def _tell(result: Imported) -> None:

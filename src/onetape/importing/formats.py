@@ -211,7 +211,7 @@ def import_file(
         raise ImportInvalid(f"{path}: not a format that is known", hint="say which it is: --format NAME")
     unused = options.given() - chosen.uses - {"on_invalid"}
     if unused:
-        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(unused))
+        flags = ", ".join("--" + name.removesuffix("_path").replace("_", "-") for name in sorted(unused))
         raise ConfigInvalid(f"{flags}: nothing in the format {chosen.name} for it", hint="leave it out")
     kept = _Room(BATCH_ROWS)
     jobs = [_Job(chosen, part, options, on_progress, kept) for part in chosen.parts(path, options)]
