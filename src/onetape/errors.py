@@ -4,6 +4,7 @@ OnetapeError
 ├── ConfigInvalid            a setting or an argument that cannot be used
 ├── InvalidRecord            a record the tape refuses; names index, field and value
 ├── ImportInvalid            a file to import that cannot be read as described
+├── ExportFailed             a file that could not be written; nothing of it is left
 ├── TapeError                the file of the tape
 │   ├── TapeMissing          opened for reading, but there is no file
 │   ├── TapeUnusable         a directory, no permission, or not a tape
@@ -71,6 +72,10 @@ class InvalidRecord(OnetapeError, ValueError):
 
 class ImportInvalid(OnetapeError, ValueError):
     """A file to import that cannot be read as described; names file, line and column."""
+
+
+class ExportFailed(OnetapeError):
+    """A file to export to could not be written; what was there before is as it was."""
 
 
 class TapeError(OnetapeError):

@@ -10,6 +10,7 @@ from onetape.errors import ConfigInvalid
 from onetape.store.sqlite import Durability
 from onetape.tape.appends import Appends
 from onetape.tape.bars import Bars
+from onetape.tape.moment import Moments
 from onetape.tape.reads import Reads
 
 
@@ -42,7 +43,7 @@ def open(  # (onetape.open is the documented name)
     return Tape(Path(path), recent_per_symbol, durability, mode, retention_days, busy_timeout_ms)
 
 
-class Tape(Appends, Reads, Bars):
+class Tape(Appends, Reads, Bars, Moments):
     """A durable tape of market data in one SQLite file. Open it with `onetape.open`; it may be used from any thread.
 
     A process that forks opens its own: SQLite's files cannot be shared across a fork.

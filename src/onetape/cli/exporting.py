@@ -1,0 +1,81 @@
+"""The command `onetape export`: what a tape holds as files."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onetape.cli import output
+from onetape.cli.options import End, Json, Start, TapePath, open_tape
+from onetape.cli.progress import ProgressLine
+from onetape.cli.times import parse_span
+from onetape.errors import ConfigInvalid
+
+
+class FileFormat(StrEnum):
+    """What is written."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+
+
+class RecordKind(StrEnum):
+    """Which records."""
+
+    TICKS = "ticks"
+    BARS = "bars"
+
+
+def export_files(
+    symbols: Annotated[list[str] | None, typer.Argument(metavar="[SYMBOL]...", help="All symbols if left out.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE|FOLDER", help="Where to. Its name says the format.")
+    ] = None,
+    format: Annotated[
+        FileFormat | None, typer.Option(help="If the name does not say it. parquet makes a folder then.")
+    ] = None,
+    start: Start = None,
+    end: End = None,
+    what: Annotated[RecordKind, typer.Option(help="Which records.")] = RecordKind.TICKS,
+    interval: Annotated[str | None, typer.Option(help="Length of bars: 1min, 5min, 1h, 1d. [default: 1min]")] = None,
+    columns: Annotated[str, typer.Option(metavar="NAME,…", help="Only these fields of a record, in this order.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the file or the export that is there.")] = False,
+    json: Json = False,
+    tape: TapePath = None,
+) -> None:
+    """Write ticks or bars to a file, or to a folder of Parquet files, as the tape is at this moment."""
+    from onetape.exporting import export
+
+    if to is None:
+        raise ConfigInvalid("where to?", hint="--to ticks.parquet, or --to FOLDER --format parquet")
+    if interval is not None and what is RecordKind.TICKS:
+        raise ConfigInvalid("--interval is for bars", hint="add --what bars")
+    start_ns, end_ns = parse_span(start, end)
+    names = [name.strip() for name in columns.split(",") if name.strip()]
+    with open_tape(tape) as opened, ProgressLine(what.value) as progress:
+        done = export(
+            opened,
+            to,
+            format=None if format is None else format.value,
+            symbols=symbols or None,
+            start=start_ns,
+            end=end_ns,
+            what=what.value,
+            interval=interval or "1min",
+            columns=names or None,
+            replace=replace,
+            on_progress=progress,
+        )
+    if json:
+        typer.echo(output.json_line(done))
+        return
+    kind = done.what[:-1] if done.rows == 1 else done.what
+    many = f" in {done.files:,} files" if done.files != 1 else ""
+    of = f" of {done.symbols:,} symbol{'s' if done.symbols != 1 else ''}" if done.rows else ""
+    typer.echo(output.plain(f"{to}: {done.rows:,} {kind}{of}{many}, {output.size(done.bytes)}, position {done.head:,}"))
+    if not done.rows:
+        output.note("nothing of that on the tape: see onetape symbols")
