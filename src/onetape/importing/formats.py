@@ -30,6 +30,8 @@ _SYMBOLS_LISTED = 1000
 #: Fewer rows than these repeat by themselves: two quiet days of an illiquid contract can look the same.
 SESSION_ROWS_MIN = 32
 
+_FLAGS = {"as_path": "as", "mapping": "map"}
+
 OnProgress = Callable[[Progress], object]
 Tell = Callable[[int], object]
 
@@ -38,7 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How files are read. A format says which of these it uses; giving another one is an error.
 
     symbol, source: of every record, where the file does not say it (a format may take a template). timezone: of
-    local times. as_path: what the file's path would be in the vendor's own folder, where that says what it holds.
+    local times. mapping, kind, interval, time_format: as CsvOptions says them, for files of named columns. as_path: what the file's path would be in the vendor's own folder, where that says what it holds.
     allow_cut: of a file that ends too early, take what is whole. repeats: of a session that comes twice under two
     names, "refuse" both, import it "once", or "keep" both. on_invalid: "raise" stores nothing of a file with a
     record the tape refuses; "quarantine" stores the good ones and keeps the bad ones with their reasons.
@@ -47,6 +49,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     symbol: str | None = None
     source: str | None = None
     timezone: str | None = None
+    mapping: dict[str, str] = {}
+    kind: Literal["ticks", "bars"] | None = None
+    interval: str | None = None
+    time_format: str = "auto"
     as_path: str | None = None
     allow_cut: bool = False
     repeats: Literal["refuse", "once", "keep"] = "refuse"
@@ -101,6 +107,9 @@ class Part:
 
     def begin(self, tape: Tape | None) -> None:
         """Prepare for one reading; with the tape that will be written, or None in a dry run."""
+
+    def end(self, tape: Tape) -> None:
+        """Note what is worth remembering, once everything is stored."""
 
     def batches(self, tell: Tell) -> Generator[Batch, None, str]:
         """Yield the records, cut at multiples of BATCH_ROWS; return the sha256 of the content, not its compression.
@@ -159,7 +168,9 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
 
 def known() -> tuple[Format, ...]:
     """Return every format, in the order in which they are asked whether a file is theirs."""
-    return ()
+    from onetape.importing import dbn  # formats stand on this module
+
+    return (dbn.FORMAT,)
 
 
 def find(name: str) -> Format:
@@ -211,7 +222,7 @@ def import_file(
         raise ImportInvalid(f"{path}: not a format that is known", hint="say which it is: --format NAME")
     unused = options.given() - chosen.uses - {"on_invalid"}
     if unused:
-        flags = ", ".join("--" + name.removesuffix("_path").replace("_", "-") for name in sorted(unused))
+        flags = ", ".join("--" + _FLAGS.get(name, name.replace("_", "-")) for name in sorted(unused))
         raise ConfigInvalid(f"{flags}: nothing in the format {chosen.name} for it", hint="leave it out")
     kept = _Room(BATCH_ROWS)
     jobs = [_Job(chosen, part, options, on_progress, kept) for part in chosen.parts(path, options)]
@@ -300,6 +311,7 @@ class _Job:
         for number, batch in enumerate([self._kept] if self._kept is not None else self._batches("storing")):
             if batch.rows:
                 self._append(tape, batch, f"{name}:{number}", self._refused_of_batch.get(number, 0))
+        self.part.end(tape)
         self._kept = None
 
     def _append(self, tape: Tape, batch: Batch, identity: str, refused: int) -> None:
