@@ -2,6 +2,9 @@
 
 OnetapeError
 ├── ConfigInvalid            a setting or an argument that cannot be used
+│   ├── NameTaken            a name that means something else on the tape already
+│   ├── NameAmbiguous        a name that means different symbols to different sources
+│   └── GapUnknown           a continuous future cannot be adjusted: two contracts have no common trade
 ├── InvalidRecord            a record the tape refuses; names index, field and value
 ├── ImportInvalid            a file to import that cannot be read as described
 ├── ExportFailed             a file that could not be written; nothing of it is left
@@ -15,6 +18,10 @@ OnetapeError
 │   ├── TapeDamaged          SQLite found the file corrupt
 │   ├── ChunkCorrupt         a block of records fails its checksum
 │   ├── CursorConflict       an import position moved under the importer
+│   ├── SnapshotExists       a snapshot's name is taken
+│   ├── SnapshotMissing      no snapshot of that name
+│   ├── TargetExists         a backup or a restore would overwrite a file
+│   ├── TapeInUse            processes have the file open that is to be replaced; names them
 │   └── TapeClosed           used after close()
 ├── SubscriberTooSlow        a subscription with when_slow="disconnect" fell behind
 └── MigrationError
@@ -49,6 +56,18 @@ class OnetapeError(Exception):
 
 class ConfigInvalid(OnetapeError):
     """A setting or an argument that cannot be used."""
+
+
+class NameTaken(ConfigInvalid):
+    """A name means something else on the tape already: a symbol, an alias, a continuous future."""
+
+
+class NameAmbiguous(ConfigInvalid):
+    """A name means different symbols in the records of different sources; names them."""
+
+
+class GapUnknown(ConfigInvalid):
+    """A continuous future cannot be adjusted: the contracts of a roll were not traded in the same minute before it."""
 
 
 class InvalidRecord(OnetapeError, ValueError):
@@ -116,6 +135,22 @@ class ChunkCorrupt(TapeError):
 
 class CursorConflict(TapeError):
     """An import position is not where the importer left it: another importer was at work."""
+
+
+class SnapshotExists(TapeError):
+    """A snapshot of that name is there already."""
+
+
+class SnapshotMissing(TapeError, LookupError):
+    """There is no snapshot of that name."""
+
+
+class TargetExists(TapeError, FileExistsError):
+    """A backup or a restore would overwrite a file; nothing was written."""
+
+
+class TapeInUse(TapeError):
+    """Processes have the file open that was to be replaced; `facts["pids"]` lists them. Nothing was written."""
 
 
 class TapeClosed(TapeError):

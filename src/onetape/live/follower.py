@@ -49,7 +49,8 @@ class Follower:
         self._names = Names(Catalog(), connection)
         self._symbols = None if symbols is None else frozenset([symbols] if isinstance(symbols, str) else symbols)
         self._wanted: Array | None = None
-        self._known_symbols = -1
+        self._names_version = -1
+        self._all_known = False
         self._start_ns = start_ns
         self._idle_s = idle_s
         self._buffer: deque[Tick | Bar] = deque()
@@ -109,14 +110,16 @@ class Follower:
         return []
 
     def _matching(self) -> Array | None:
+        catalog = self._names.catalog
+        catalog.refresh(self._connection)
         if self._symbols is None:
             return None
-        ids = self._names.catalog.symbol_ids
-        if len(ids) == self._known_symbols and self._wanted is not None and len(self._wanted) == len(self._symbols):
-            return self._wanted
-        self._names.catalog.load(self._connection)  # a symbol may have been met for the first time
-        self._known_symbols = len(ids)
-        self._wanted = np.array([ids[name] for name in self._symbols if name in ids], dtype="<u4")
+        if self._wanted is None or self._names_version != catalog.version or not self._all_known:
+            # A symbol may have been met for the first time, under its name or an alias.
+            ids = {name: catalog.symbol_id(self._connection, name) for name in self._symbols}
+            self._all_known = None not in ids.values()
+            self._wanted = np.array(sorted({found for found in ids.values() if found is not None}), dtype="<u4")
+            self._names_version = catalog.version
         return self._wanted
 
     def __iter__(self) -> Iterator[Tick | Bar]:
