@@ -97,3 +97,11 @@ def interval_ns(interval: str) -> int:
     if int(digits) * _UNITS_NS[unit] > TS_MAX_NS:
         raise ValueError(f"{interval!r} is longer than time itself here")
     return int(digits) * _UNITS_NS[unit]
+
+
+def interval_text(ns: int) -> str:
+    """Return the canonical text of an interval: the longest unit that divides it. Raises ValueError."""
+    for unit, size in reversed(_UNITS_NS.items()):
+        if ns > 0 and ns % size == 0:
+            return f"{ns // size}{unit}"
+    raise ValueError(f"{ns} ns is not a bar interval")

@@ -16,9 +16,8 @@ from onetape.errors import ConfigInvalid
 from onetape.exporting import files, schema, target
 from onetape.exporting.schema import Origin, What
 from onetape.progress import Progress, ProgressMeter
-from onetape.record import TS_MAX_NS, interval_ns
+from onetape.record import TS_MAX_NS, interval_ns, interval_text
 from onetape.store import arrow
-from onetape.store.query import interval_text
 
 if TYPE_CHECKING:
     from onetape.tape import Tape

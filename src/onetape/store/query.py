@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import apsw
-import msgspec
 import numpy as np
 
-from onetape.errors import ConfigInvalid
-from onetape.record import MINUTE_NS, Bar, Tick
+from onetape.record import MINUTE_NS, Tick
 from onetape.store import bars, chunks, seal
 from onetape.store.block import ABSENT, Columns, canonical, concatenate, decode_many, take
 from onetape.store.catalog import Catalog
-from onetape.store.layout import DAY_NS, KIND_BAR, KIND_TICK
+from onetape.store.layout import KIND_BAR, KIND_TICK
 
 TICK_NAMES: tuple[str, ...] = Tick.__struct_fields__
 
@@ -128,61 +126,6 @@ def _optional(column: Any) -> list[Any]:
     return values
 
 
-def to_given_bars(columns: Columns, symbols: Sequence[str], names: Names) -> list[Bar]:
-    """Return columns of given bars as Bars."""
-    out = []
-    for row, symbol, seq in zip(seal.given_rows(columns), symbols, columns["seq"].tolist(), strict=True):
-        values: Any = row
-        (
-            _,
-            interval,
-            source,
-            ts,
-            open_,
-            high,
-            low,
-            close,
-            volume,
-            _,
-            vwap,
-            trades,
-            sold,
-            bought,
-            complete,
-            revision,
-        ) = values[:16]
-        source_name = names.catalog.source(names.connection, source)
-        out.append(
-            Bar(
-                symbol,
-                interval_text(interval),
-                ts,
-                open_,
-                high,
-                low,
-                close,
-                volume,
-                vwap,
-                trades,
-                sold,
-                bought,
-                bool(complete),
-                revision,
-                source_name,
-                seq,
-            )
-        )
-    return out
-
-
-def interval_text(ns: int) -> str:
-    """Return the canonical text of a bar interval."""
-    for unit, size in (("d", DAY_NS), ("h", 60 * MINUTE_NS), ("min", MINUTE_NS), ("s", 1_000_000_000)):
-        if ns % size == 0:
-            return f"{ns // size}{unit}"
-    raise ConfigInvalid(f"{ns} ns is not a bar interval")
-
-
 def minutes(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int) -> tuple[list[bars.Minute], int]:
     """Return the tape's own minutes with start_ns <= ts_start_ns < end_ns, and the newest trade time (-1: none)."""
     kept = {
@@ -212,118 +155,6 @@ def minutes(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: 
                 if start_ns <= bar.ts_start_ns < end_ns:
                     kept[bar.ts_start_ns] = bar
     return [kept[ts] for ts in sorted(kept)], newest_ts
-
-
-def keeps(interval: int) -> bool:
-    """Return whether the tape makes bars of this length (ns) of its own."""
-    return interval % MINUTE_NS == 0 and DAY_NS % interval == 0
-
-
-def own_bars(
-    connection: apsw.Connection, symbol_id: int, symbol: str, interval: int, start_ns: int, end_ns: int
-) -> list[Bar]:
-    """Return the tape's own bars of any whole number of minutes that divides a UTC day."""
-    if not keeps(interval):
-        raise ConfigInvalid(
-            f"the tape keeps bars of whole minutes that divide a day, not of {interval_text(interval)}",
-            hint="ask for 1min, 5min, 15min, 1h, 1d",
-        )
-    first = start_ns - start_ns % interval
-    first += interval if first < start_ns else 0  # a bar belongs to the span by its start
-    last = end_ns + (-end_ns) % interval
-    found, newest_ts = minutes(connection, symbol_id, first, min(last, 2**63 - 1))
-    text = interval_text(interval)
-    groups: dict[int, list[bars.Minute]] = {}
-    for minute in found:
-        groups.setdefault(minute.ts_start_ns - minute.ts_start_ns % interval, []).append(minute)
-    return [
-        _joined(symbol, text, ts, parts, newest_ts >= ts + interval)
-        for ts, parts in groups.items()
-        if start_ns <= ts < end_ns
-    ]
-
-
-def _joined(symbol: str, interval: str, ts: int, parts: list[bars.Minute], complete: bool) -> Bar:
-    def total(name: str) -> float | None:
-        told = [value for part in parts if (value := getattr(part, name)) is not None]
-        result = None
-        for value in told:
-            result = value if result is None else result + value
-        return result
-
-    volume, notional = total("volume"), total("notional")
-    return Bar(
-        symbol,
-        interval,
-        ts,
-        parts[0].open,
-        max(part.high for part in parts),
-        min(part.low for part in parts),
-        parts[-1].close,
-        volume,
-        notional / volume if volume and notional is not None else None,
-        sum(part.trades for part in parts),
-        total("bid_volume"),
-        total("ask_volume"),
-        complete,
-        sum(part.revision for part in parts),
-    )
-
-
-def given_bars(
-    connection: apsw.Connection,
-    symbol_id: int,
-    symbol: str,
-    interval: int,
-    start_ns: int,
-    end_ns: int,
-    source: str | None,
-    names: Names,
-) -> list[Bar]:
-    """Return bars that were appended as bars, by start and then source, each with its latest content."""
-    kept: dict[tuple[int, int], Bar] = {}
-    rows: Any = connection.execute(
-        "SELECT source_id, ts_start_ns, open, high, low, close, volume, vwap, trades, bid_volume, ask_volume,"
-        " complete, revision, last_seq FROM bar WHERE symbol_id = ? AND interval_ns = ? AND source_id > 0"
-        " AND ts_start_ns >= ? AND ts_start_ns < ?",
-        (symbol_id, interval, start_ns, end_ns),
-    )
-    for source_id, ts, open_, high, low, close, volume, vwap, trades, sold, bought, complete, revision, seq in rows:
-        given_by = names.catalog.source(connection, source_id)
-        content = (open_, high, low, close, volume, vwap, trades, sold, bought, bool(complete), revision)
-        kept[ts, source_id] = Bar(symbol, interval_text(interval), ts, *content, given_by, seq)
-    fresh = tail(connection).get(KIND_BAR)
-    if fresh is not None:
-        ts_all = fresh["ts_event_ns"]
-        mask = (fresh["symbol"] == symbol_id) & (fresh["interval_ns"] == interval)
-        mask &= (ts_all >= start_ns) & (ts_all < end_ns)
-        mine = take(fresh, mask)
-        source_ids = mine["source"].tolist() if "source" in mine else []
-        for bar, source_id in zip(to_given_bars(mine, [symbol] * len(source_ids), names), source_ids, strict=True):
-            old = kept.get((bar.ts_start_ns, source_id))
-            kept[bar.ts_start_ns, source_id] = bar if old is None else _revised(old, bar)
-    found = [bar for _, bar in sorted(kept.items())]
-    return [bar for bar in found if source is None or bar.source == source]
-
-
-_CONTENT = (
-    "open",
-    "high",
-    "low",
-    "close",
-    "volume",
-    "vwap",
-    "trades",
-    "bid_volume",
-    "ask_volume",
-    "complete",
-)
-
-
-def _revised(old: Bar, new: Bar) -> Bar:
-    if all(getattr(old, name) == getattr(new, name) for name in _CONTENT):
-        return old
-    return msgspec.structs.replace(new, revision=max(old.revision + 1, new.revision))
 
 
 class SymbolCounts(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 
 from onetape.errors import TapeError
 from onetape.record import Bar, Tick
-from onetape.store import chunks, query, seal
+from onetape.store import chunks, given, query, seal
 from onetape.store.block import Array, Columns, concatenate, decode_many, take
 from onetape.store.layout import KIND_TICK
 from onetape.store.query import Names
@@ -106,7 +106,7 @@ def records(
         if kind == KIND_TICK:
             out.extend(query.to_ticks(rest, symbols, names))
         else:
-            out.extend(query.to_given_bars(part, symbols, names))
+            out.extend(given.to_given_bars(part, symbols, names))
     if len(found) > 1:
         out.sort(key=lambda record: record.seq or 0)
     return out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from onetape.clock import Time
 from onetape.errors import ConfigInvalid
 from onetape.record import Bar, interval_ns
-from onetape.store import query
+from onetape.store import given, made, query
 from onetape.store.query import Names
 from onetape.tape.handle import Handle
 
@@ -53,16 +53,16 @@ class Bars(Handle):
         except ValueError as error:
             raise ConfigInvalid(str(error)) from error
         with self._reading() as connection, query.snapshot(connection):
-            symbol_id = self._catalog.symbol_id(connection, symbol)
+            symbol_id, symbol = self._catalog.find(connection, symbol)
             if symbol_id is None:
                 return []
             names = Names(self._catalog, connection)
-            given = query.given_bars(connection, symbol_id, symbol, length, start_ns, end_ns, source, names)
+            given_ones = given.given_bars(connection, symbol_id, symbol, length, start_ns, end_ns, source, names)
             own: list[Bar] = []
-            if source is None and (query.keeps(length) or not given):
-                own = query.own_bars(connection, symbol_id, symbol, length, start_ns, end_ns)
-        merged = {bar.ts_start_ns: bar for bar in reversed(given)} | {bar.ts_start_ns: bar for bar in own}
-        return given if source is not None else [merged[ts] for ts in sorted(merged)]
+            if source is None and (made.keeps(length) or not given_ones):
+                own = made.own_bars(connection, symbol_id, symbol, length, start_ns, end_ns)
+        merged = {bar.ts_start_ns: bar for bar in reversed(given_ones)} | {bar.ts_start_ns: bar for bar in own}
+        return given_ones if source is not None else [merged[ts] for ts in sorted(merged)]
 
     async def abars(
         self, symbol: str, interval: str = "1min", start: Time | None = None, end: Time | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from onetape.record import Bar, interval_ns
-from onetape.store import days, query
+from onetape.store import days, given, made, query
 from onetape.store.catalog import Catalog
 from onetape.store.query import Names
 from onetape.tape.handle import Handle
@@ -62,11 +62,11 @@ class Moment:
         symbol_id = self._catalog.symbol_id(self._connection, symbol)
         if symbol_id is None:
             return []
-        given = query.given_bars(self._connection, symbol_id, symbol, length, start_ns, end_ns, None, self._names)
+        given_ones = given.given_bars(self._connection, symbol_id, symbol, length, start_ns, end_ns, None, self._names)
         own: list[Bar] = []
-        if query.keeps(length):
-            own = query.own_bars(self._connection, symbol_id, symbol, length, start_ns, end_ns)
-        return sorted([*given, *own], key=lambda bar: bar.ts_start_ns)
+        if made.keeps(length):
+            own = made.own_bars(self._connection, symbol_id, symbol, length, start_ns, end_ns)
+        return sorted([*given_ones, *own], key=lambda bar: bar.ts_start_ns)
 
 
 class Moments(Handle):
