@@ -7,6 +7,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SAMPLES := $(abspath $(CURDIR)/../shared/data)
@@ -49,12 +50,20 @@ check: $(VENV)/.tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The peers have a virtual environment of their own: they need other versions of what we use. Where it cannot be made
+# the benchmark runs without them, and says so.
+$(PEERS)/.installed: requirements/peers.txt | $(VENV)/.python
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check -q install -r requirements/peers.txt
+	@touch $@
+
 bench: $(VENV)/.tests
-	$(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
+	-@$(MAKE) --no-print-directory $(PEERS)/.installed
+	ONETAPE_BENCH_PEERS=$(abspath $(PEERS))/bin/python $(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
 
 apt:
 	apt-get update -qq
 	apt-get install -y -qq redis-server
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench import bulk, follow, lookup, machine, migration, reads, single, table
+from bench import append, bulk, disk, follow, history, lookup, machine, migration, reads, single, table
 from bench.measure import Line, Setting
+from bench.peers import field
 
 _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "single": single.measure,
@@ -20,6 +21,9 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "lookup": lookup.measure,
     "follow": follow.measure,
     "reads": reads.measure,
+    "append": append.measure,
+    "disk": disk.measure,
+    "history": history.measure,
     "migration": migration.measure,
 }
 
@@ -44,10 +48,13 @@ def main(arguments: list[str]) -> int:
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="onetape-bench-", dir=where) as directory:
         setting = Setting(Path(directory), runs, options.quick, options.full)
-        for name in options.topics or _TOPICS:
-            started = time.monotonic()
-            lines += _TOPICS[name](setting)
-            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        try:
+            for name in options.topics or _TOPICS:
+                started = time.monotonic()
+                lines += _TOPICS[name](setting)
+                print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        finally:
+            field.close(setting)
     print(table.render(lines))
     if options.json is not None:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"facts": facts, "lines": lines}), indent=1))

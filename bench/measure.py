@@ -95,14 +95,17 @@ def alone(
     *,
     at_least: float | None = None,
     below: float | None = None,
+    at_most: float | None = None,
 ) -> Line:
-    """Return the line of a figure without a peer; `at_least` or `below` is its target."""
+    """Return the line of a figure without a peer; `at_least`, `below` or `at_most` is its target."""
     ours = statistics.median(values)
     line = Line(name, unit, ours, len(values), values=values)
     if at_least is not None:
         line.target, line.reached = f">= {at_least:,g}", ours >= at_least
     if below is not None:
         line.target, line.reached = f"< {below:g}", ours < below
+    if at_most is not None:
+        line.target, line.reached = f"<= {at_most:g}", ours <= at_most
     return line
 
 
@@ -133,3 +136,33 @@ def beside(
     if ratio_at_least is not None:
         line.target, line.reached = f">= {ratio_at_least:g} x", ratio >= ratio_at_least
     return line
+
+
+def against(
+    name: str,
+    unit: str,
+    values: list[float],
+    peers: dict[str, list[float]],
+    *,
+    ratio_at_least: float | None = None,
+    more_is_better: bool = True,
+) -> list[Line]:
+    """Return a line for each peer, the best one first: `ratio_at_least` is to be reached beside that one.
+
+    Without a peer there is one line, and nothing to reach.
+    """
+    if not peers:
+        return [alone(name, unit, values)]
+    best_first = sorted(peers, key=lambda peer: statistics.median(peers[peer]), reverse=more_is_better)
+    return [
+        beside(
+            name,
+            unit,
+            values,
+            peer,
+            peers[peer],
+            ratio_at_least=ratio_at_least if peer == best_first[0] else None,
+            more_is_better=more_is_better,
+        )
+        for peer in best_first
+    ]

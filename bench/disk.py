@@ -1,0 +1,36 @@
+"""Disk: bytes a tick of the day, of ours before and after compaction, and of each peer in its final form."""
+
+from __future__ import annotations
+
+from bench.measure import Line, Setting, against, alone
+from bench.peers.field import field
+
+_REACH = 5.5
+
+
+def measure(setting: Setting) -> list[Line]:
+    """Return a line for each form of ours, the compacted one beside each peer."""
+    entered = field(setting)
+    each = {"Parquet": {}, "chDB": {"tuned": True}, "DuckDB": {}, "ArcticDB": {}}
+    peers: dict[str, list[float]] = {}
+    for name in entered.named(*each):
+        entered.ready(name, **each[name])
+        peers[name] = [entered.settle(name) / entered.total]
+    lines = []
+    for tape, told in (
+        ("bulk", "appended at once, not compacted"),
+        ("fed", "appended 50,000 at a time, not compacted"),
+    ):
+        entered.tape(tape)
+        lines.append(alone(f"file, {told}", "bytes/tick", [_size(setting, tape)]))
+    if entered.tape("compact"):
+        size = [_size(setting, "compact")]
+        compacted = against("file, compacted", "bytes/tick", size, peers, more_is_better=False)
+        compacted[0].target, compacted[0].reached = f"<= {_REACH:g}", size[0] <= _REACH
+        return [*lines, *compacted]
+    return [*lines[:-1], *against(lines[-1].name, "bytes/tick", lines[-1].values, peers, more_is_better=False)]
+
+
+def _size(setting: Setting, tape: str) -> float:
+    entered = field(setting)
+    return float(entered.ours.ask("settle", name=tape)) / entered.total
