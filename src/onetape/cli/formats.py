@@ -67,13 +67,35 @@ def import_one(
 
     with ProgressLine("bytes") as progress:
         done = formats.import_file(tape, path, format, options, on_progress=progress, seen=seen)
+    if not json:
+        _tell_empty(path, [result for result in done if _is_empty(result)])
     for result in done:
         if json:
             typer.echo(output.json_line(result))
-        else:
+        elif not _is_empty(result):
             _tell(result)
         if result.kind != "bars" and result.stored and result.ts_first_ns is not None:
             oldest(result.ts_first_ns)
+
+
+def _is_empty(result: Imported) -> bool:
+    return not result.rows and result.repeats is None
+
+
+def _tell_empty(path: Path, results: list[Imported]) -> None:
+    """Say it once for all parts of a file without a record: there can be a hundred of them."""
+    if not results:
+        return
+    where = results[0].file if len(results) == 1 else f"{path}, {len(results)} files in it"
+    typer.echo(f"{where}: no ticks and no bars")
+    reasons: dict[str, int] = {}
+    for result in results:
+        for reason, count in result.skipped.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    for text in dict.fromkeys(text for result in results for text in result.notes):
+        typer.echo(f"  {text}")
+    for reason, count in reasons.items():
+        typer.echo(f"  left out: {count:,} {reason}")
 
 
 def _tell(result: Imported) -> None:
@@ -83,9 +105,7 @@ def _tell(result: Imported) -> None:
     if result.repeats is not None:
         typer.echo(f"{result.file}: left out, it repeats the session of {result.repeats}")
         return
-    if not result.rows:
-        typer.echo(f"{result.file}: no ticks and no bars")
-    elif result.known == good and result.known:
+    if result.known == good and result.known:
         typer.echo(f"{result.file}: nothing to do, what it holds ({_counted(good, result)}) is on the tape already")
     else:
         act = "can be stored" if result.dry_run else "stored"

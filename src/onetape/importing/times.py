@@ -99,15 +99,17 @@ def _numbers(texts: Any, decimals: int) -> Times:
     try:
         whole, fraction = texts.cast(pa.int64()).to_numpy(zero_copy_only=False), None
     except pa.ArrowInvalid:
-        parts = pc.extract_regex(texts, r"^(?P<whole>[+-]?\d{1,18})(?:\.(?P<fraction>\d*))?$")
-        bad = parts.is_null().to_numpy(zero_copy_only=False)
-        whole = _integers(pc.struct_field(parts, "whole"))
+        parts = pc.extract_regex(texts, r"^(?P<whole>[+-]?\d{1,19})(?:\.(?P<fraction>\d*))?$")
+        digits = pc.utf8_ltrim(pc.fill_null(pc.struct_field(parts, "whole"), ""), "+-")
+        over = pc.and_(pc.equal(pc.utf8_length(digits), 19), pc.greater(digits, str(2**63 - 1)))
+        bad = pc.or_(parts.is_null(), over).to_numpy(zero_copy_only=False)
+        whole = _integers(pc.if_else(over, "0", pc.struct_field(parts, "whole")))
         padded = pc.utf8_slice_codeunits(pc.utf8_rpad(pc.struct_field(parts, "fraction"), 9, "0"), 0, decimals)
         fraction = _integers(padded) if decimals else None
     else:
         bad = np.zeros(len(whole), dtype=bool)
     scale = 10**decimals
-    bad = bad | (np.abs(whole) > (2**63 - 2) // scale - 1)
+    bad = bad | (np.abs(whole) > (2**63 - 2) // scale - (scale > 1))
     ns = np.where(bad, 0, whole) * scale
     if fraction is not None:
         ns += np.where(whole < 0, -fraction, fraction)
@@ -128,11 +130,11 @@ def _iso(texts: Any, zone: str) -> Times:
         return _cast(texts, "UTC")
     if not pc.any(zoned).as_py():
         found = _cast(texts, None)
-        return _in_zone(found.ns, found.bad, zone)
+        return in_zone(found.ns, found.bad, zone)
     mask = zoned.to_numpy(zero_copy_only=False)
     aware = _cast(texts.filter(zoned), "UTC")
     naive = _cast(texts.filter(pc.invert(zoned)), None)
-    local = _in_zone(naive.ns, naive.bad, zone)
+    local = in_zone(naive.ns, naive.bad, zone)
     ns, bad = np.empty(len(mask), dtype=np.int64), np.empty(len(mask), dtype=bool)
     ns[mask], bad[mask], ns[~mask], bad[~mask] = aware.ns, aware.bad, local.ns, local.bad
     return Times(ns, bad, local.why)
@@ -170,7 +172,7 @@ def _pattern(texts: Any, pattern: str, zone: str) -> Times:
             ns[at], naive[at] = found
     if not naive.any():
         return Times(np.where(bad, _BAD, ns), bad, "")
-    local = _in_zone(ns, bad | ~naive, zone)
+    local = in_zone(ns, bad | ~naive, zone)
     use = naive & ~bad
     return Times(np.where(use, local.ns, np.where(bad, _BAD, ns)), np.where(use, local.bad, bad), local.why)
 
@@ -184,7 +186,7 @@ def _parse(text: str, pattern: str) -> tuple[int, bool] | None:
     return (ns, moment.tzinfo is None) if abs(ns) < 2**63 else None
 
 
-def _in_zone(local: Array, bad: Array, zone: str) -> Times:
+def in_zone(local: Array, bad: Array, zone: str) -> Times:
     """Return local times as UTC. A time that the clocks show twice or never is bad: a guess could be an hour off."""
     if zone == "UTC":
         return Times(np.where(bad, _BAD, local), bad, "")
