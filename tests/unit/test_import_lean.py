@@ -72,10 +72,12 @@ def _number(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _expected(root: Path, skip: set[str]) -> tuple[dict[str, list[Any]], dict[tuple[str, str], dict[int, Any]], int]:
+def _expected(
+    root: Path, skip: set[str]
+) -> tuple[dict[str, list[Any]], dict[tuple[str, str, str], dict[int, Any]], int]:
     """Return ticks by symbol in file order, bars by symbol and interval, and how many values of open interest."""
     ticks: dict[str, list[Any]] = defaultdict(list)
-    bars: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
+    bars: dict[tuple[str, str, str], dict[int, Any]] = defaultdict(dict)
     interest = 0
     for path in sorted(root.rglob("*.zip")):
         kind, market, resolution, *rest = path.relative_to(root).parts
@@ -107,12 +109,12 @@ def _expected(root: Path, skip: set[str]) -> tuple[dict[str, list[Any]], dict[tu
                     if "quote" in path.name:
                         for side, cells in ((":bid", row[1:6]), (":ask", row[6:11])):
                             if cells[0]:
-                                bars[symbol + side, length][start] = [float(c) / scale for c in cells[:4]] + [
+                                bars[symbol + side, length, market][start] = [float(c) / scale for c in cells[:4]] + [
                                     float(cells[4])
                                 ]
                     else:
                         prices = [float(cell) / scale for cell in row[1:5]]
-                        bars[symbol, length][start] = [*prices, float(row[5])]
+                        bars[symbol, length, market][start] = [*prices, float(row[5])]
     return ticks, bars, interest
 
 
@@ -156,12 +158,11 @@ def test_a_folder_of_lean_reads_back_as_its_raw_files_say(sample_data: Path, tap
         kept = [{name: value for name, value in row.items() if value is not None} for row in found.to_pylist()]
         assert len(kept) == len(told), symbol
         assert kept == told, symbol
-    for (symbol, length), wanted_bars in bars.items():
-        table = tape.bars(symbol, length)
+    for (symbol, length, market), wanted_bars in bars.items():
+        table = tape.bars(symbol, length, source=market)
         given = {
             row["ts_start_ns"]: [row[name] for name in ("open", "high", "low", "close", "volume")]
             for row in table.to_pylist()
-            if row["source"] is not None
         }
         assert given == wanted_bars, (symbol, length)
     head = tape.stats().head
