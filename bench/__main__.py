@@ -11,7 +11,22 @@ from pathlib import Path
 
 import msgspec
 
-from bench import append, bulk, disk, follow, history, lookup, machine, migration, reads, single, table
+from bench import (
+    append,
+    beside,
+    bulk,
+    disk,
+    follow,
+    growth,
+    history,
+    lookup,
+    machine,
+    memory,
+    migration,
+    reads,
+    single,
+    table,
+)
 from bench.measure import Line, Setting
 from bench.peers import field
 
@@ -24,6 +39,9 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "append": append.measure,
     "disk": disk.measure,
     "history": history.measure,
+    "beside": beside.measure,
+    "memory": memory.measure,
+    "growth": growth.measure,
     "migration": migration.measure,
 }
 
@@ -33,7 +51,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(_TOPICS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="a smoke run: shows that it works, measures nothing")
-    parser.add_argument("--full", action="store_true", help="also the client's memory at a million keys")
+    parser.add_argument("--full", action="store_true", help="also a tape of 100 million ticks and a million keys")
     parser.add_argument("--runs", type=int, default=0, help="whole runs of each way; 5 by default")
     parser.add_argument("--dir", type=Path, help="where files go; a real disk (default: the temporary folder)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write facts and lines, with every run")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 import onetape
 from bench import day
@@ -34,6 +35,7 @@ class Onetape:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._tapes: dict[str, onetape.Tape] = {}
+        self._next: dict[str, int] = {}
 
     def version(self) -> str:
         return "onetape"
@@ -91,6 +93,52 @@ class Onetape:
         self._tapes.pop(name).close()
         for path in self._folder.glob(f"{name}.db*"):
             path.unlink()
+
+    def copy(self, source: str, name: str) -> None:
+        """Make a copy of a tape under another name."""
+        self.settle(source)
+        shutil.copyfile(self._folder / f"{source}.db", self._folder / f"{name}.db")
+        self._tapes[name] = onetape.open(self._folder / f"{name}.db", retention_days=None)
+
+    def grow(self, path: str, name: str, count: int) -> float:
+        """Make a tape of `count` ticks anew: the day's, then the same day after day. Return the seconds."""
+        feed = worker.feed(path)
+        tape = self._fresh(name)
+        self._next[name] = 0
+        return worker.seconds(lambda: self._go_on(tape, feed, name, count, 1_000_000))
+
+    def grow_on(self, path: str, name: str) -> float:
+        """Append a few tables more to a grown tape and return the microseconds a tick."""
+        tape, feed = self._tapes[name], worker.feed(path)
+        count = min(4 * _FED_ROWS, feed.num_rows // 10)
+        return 1e6 * worker.seconds(lambda: self._go_on(tape, feed, name, count, _FED_ROWS)) / count
+
+    def _go_on(self, tape: onetape.Tape, feed: pa.Table, name: str, count: int, rows: int) -> None:
+        """Append the feed's next `count` ticks; a feed that is over begins again a day later."""
+        until = self._next[name] + count
+        while (done := self._next[name]) < until:
+            days, start = divmod(done, feed.num_rows)
+            part = feed.slice(start, min(rows, until - done))
+            if days:
+                later = pc.add(part["ts_event_ns"], days * day.DAY_NS)
+                part = part.set_column(1, "ts_event_ns", later)
+            tape.append_table(part)
+            self._next[name] += part.num_rows
+
+    def paced_reads(self, symbol: str, start: int, end: int, seconds: float, a_second: int, name: str) -> list[float]:
+        """Return the milliseconds of each of many reads, begun at a steady pace."""
+        tape, clock = self._tapes[name], time.perf_counter
+        tape.read(symbol, start, end, columns=day.FIELDS)
+        found = []
+        begin = clock()
+        for number in range(int(seconds * a_second)):
+            wait = begin + number / a_second - clock()
+            if wait > 0:
+                time.sleep(wait)
+            asked = clock()
+            tape.read(symbol, start, end, columns=day.FIELDS)
+            found.append((clock() - asked) * 1000)
+        return found
 
     def read(self, symbol: str, start: int, end: int, repeat: int, name: str = "bulk") -> dict[str, Any]:
         tape = self._tapes[name]
