@@ -1,16 +1,13 @@
-"""Reading ticks: the newest from memory, history as Arrow, and what the tape says of itself."""
+"""Reading the newest ticks, from memory, and what the tape says of itself."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import apsw
 
-from onetape.clock import Time
 from onetape.errors import ConfigInvalid
 from onetape.facts import SymbolInfo, TapeStats
 from onetape.live.recent import Recent, keep_up
@@ -19,14 +16,12 @@ from onetape.record import Tick
 from onetape.store import layout, query, seal
 from onetape.store.catalog import Catalog
 from onetape.store.query import Names
+from onetape.tape.continuous import view_of
 from onetape.tape.handle import Handle
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 class Reads(Handle):
-    """How ticks are read."""
+    """How the newest ticks are read."""
 
     @overload
     def latest(self, symbol: str) -> Tick | None: ...
@@ -43,6 +38,8 @@ class Reads(Handle):
         ring = self._rings.get(symbol)
         if ring is None or (recent := self._recent) is None or recent.position < self._appended:
             ring = self._ring(symbol)
+        if not ring and (view := view_of(self, symbol)) is not None:
+            return view.latest()
         return ring[-1] if ring else None
 
     def recent(self, symbol: str, count: int = 1000) -> list[Tick]:
@@ -52,16 +49,24 @@ class Reads(Handle):
         """
         if count < 1:
             raise ConfigInvalid(f"count = {count}", hint="ask for at least one")
+        if symbol not in self._rings and (view := view_of(self, symbol)) is not None:
+            return view.recent(count)
         if count > self._recent_per_symbol:
             return self._newest(symbol, count)
         ring = self._rings.get(symbol)
         if ring is None or (recent := self._recent) is None or recent.position < self._appended:
             ring = self._ring(symbol)
-        return ring[-count:]
+        found = ring[-count:]
+        if len(found) == count or self._recent is None:
+            return found
+        try:
+            return self._recent.newest(symbol, count)
+        except apsw.Error as error:
+            raise self._failed(error, "read") from error
 
     def _newest(self, symbol: str, count: int) -> list[Tick]:
         with self._reading() as connection, query.snapshot(connection):
-            symbol_id = self._catalog.symbol_id(connection, symbol)
+            symbol_id, symbol = self._catalog.find(connection, symbol)
             columns = None if symbol_id is None else query.newest(connection, symbol_id, count)
             if columns is None:
                 return []
@@ -83,7 +88,9 @@ class Reads(Handle):
         with self._recent_lock:
             if self._recent is None:
                 connection = self._connect("r")
-                recent = Recent(connection, Names(Catalog(), connection), self._recent_per_symbol)
+                names = Names(Catalog(), connection)
+                recent = Recent(connection, names, self._recent_per_symbol, self._memory_bytes)
+                recent.aliases = self._catalog.aliases
                 waker = Waker(layout.wal_path(self.path))
                 self._keeper = threading.Thread(
                     target=keep_up,
@@ -97,27 +104,6 @@ class Reads(Handle):
                 self._keeper.start()
             return self._recent
 
-    def read(
-        self,
-        symbol: str,
-        start: Time | None = None,
-        end: Time | None = None,
-        columns: Sequence[str] | None = None,
-    ) -> pa.Table:
-        """Return a symbol's ticks with start <= ts_event_ns < end as one Arrow table, in canonical order.
-
-        start, end: ns, ISO 8601 text, datetime or date (UTC without a zone); None is without bound. columns: names
-        of Tick's fields, all by default; times int64 ns, prices and sizes float64, null where absent. A symbol the
-        tape has never seen gives an empty table. Raises ChunkCorrupt.
-        """
-        from onetape.store import arrow
-
-        start_ns, end_ns = self._span(start, end)
-        with self._reading() as connection, query.snapshot(connection):
-            symbol_id = self._catalog.symbol_id(connection, symbol)
-            found = None if symbol_id is None else query.ticks(connection, symbol_id, start_ns, end_ns)
-            return arrow.to_arrow(found, symbol, columns, Names(self._catalog, connection))
-
     def symbols(self) -> list[SymbolInfo]:
         """Return what the tape holds of each symbol, by name."""
         with self._reading() as connection, query.snapshot(connection):
@@ -129,7 +115,7 @@ class Reads(Handle):
     def _symbol_names(self) -> list[str]:
         with self._reading() as connection:
             self._catalog.load(connection)
-        return list(self._catalog.symbol_ids)
+        return self._catalog.names()
 
     def stats(self) -> TapeStats:
         """Return counts and sizes of the tape, and of this process's subscriptions to it."""
@@ -142,7 +128,7 @@ class Reads(Handle):
             chunk_count = connection.execute("SELECT count(*) FROM chunk").get
             bad = connection.execute("SELECT count(*) FROM quarantine").get
         wal = layout.wal_path(self.path)
-        rings = list(self._rings.values())
+        recent_symbols, recent_records = (0, 0) if self._recent is None else self._recent.counts()
         return TapeStats(
             path=str(self.path),
             format_version=layout.FORMAT_VERSION,
@@ -160,18 +146,8 @@ class Reads(Handle):
             wal_bytes=wal.stat().st_size if wal.exists() else 0,
             retention_days=self._retention_days,
             pruned_seq=pruned_seq,
-            recent_symbols=len(rings),
-            recent_records=sum(map(len, rings)),
+            recent_symbols=recent_symbols,
+            recent_records=recent_records,
             subscriptions=[subscription.stats(head) for subscription in self._subscriptions],
             seal_error=self._seal_error,
         )
-
-    async def aread(
-        self,
-        symbol: str,
-        start: Time | None = None,
-        end: Time | None = None,
-        columns: Sequence[str] | None = None,
-    ) -> pa.Table:
-        """As read(), off the event loop."""
-        return await asyncio.to_thread(self.read, symbol, start, end, columns)
