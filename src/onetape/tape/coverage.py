@@ -1,0 +1,365 @@
+"""Coverage of a tape: sources say what they recorded, and the tape says what is covered, quiet, missing or closed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import apsw
+import msgspec
+import numpy as np
+
+from onetape.clock import Time, now_ns, to_ns
+from onetape.errors import ConfigInvalid, CursorConflict
+from onetape.record import Tick
+from onetape.store import coverage, layout, partition, query, sessions, silence, table
+from onetape.store.journal import Identity
+from onetape.store.partition import Gap, Pair, Span
+from onetape.store.sessions import Sessions
+from onetape.store.table import Batch
+from onetape.store.validate import text_problem
+from onetape.tape.appends import Appends
+from onetape.tape.handle import Handle
+
+#: Covered time without a tick for longer is called quiet.
+QUIET_S = 60.0
+#: Two that fill the same tape at once hold each other up for some milliseconds.
+_FILL_TRIES = 50
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """What knows when a market is closed: a Session, a Calendar, or anything with this method."""
+
+    def closed(self, start_ns: int, end_ns: int) -> Iterable[Pair]:
+        """Return the spans of start_ns … end_ns in which the market is closed, ascending."""
+
+
+class Filled(msgspec.Struct, frozen=True):
+    """What became of records that a source gave for a span: stored; already there, or outside of the span."""
+
+    stored: int
+    there: int
+    outside: int
+
+
+class Heartbeat:
+    """A source's word that it is recording: what lies between two beats is covered. Made by Tape.heartbeat().
+
+    It begins where it is made: the time between the death of a process and its next start is never covered by it.
+    """
+
+    def __init__(self, beat: Callable[[int, int, dict[str, int]], None], symbols: Iterable[str], since_ns: int) -> None:
+        self._beat = beat
+        self._rows = dict.fromkeys(symbols, -1)
+        self._until_ns = since_ns
+
+    def alive(self, until: Time | None = None) -> None:
+        """Say that everything up to `until` (now, if left out) was received and appended. One transaction.
+
+        Going back in time says nothing.
+        """
+        until_ns = now_ns() if until is None else to_ns(until, "until")
+        if until_ns > self._until_ns:
+            self._beat(self._until_ns, until_ns, self._rows)
+            self._until_ns = until_ns
+
+    def resume(self, since: Time | None = None) -> None:
+        """Say that there was an outage, and that recording goes on from `since` (now, if left out)."""
+        self._until_ns = now_ns() if since is None else to_ns(since, "since")
+        self._rows = dict.fromkeys(self._rows, -1)
+
+    def add(self, symbol: str) -> None:
+        """Beat for one more symbol, from the last beat on."""
+        self._rows.setdefault(symbol, -1)
+
+
+class CoverageReads(Handle):
+    """What is known of a symbol's time."""
+
+    def coverage(
+        self,
+        symbol: str,
+        start: Time | None = None,
+        end: Time | None = None,
+        *,
+        session: str | Closing | Sessions | None = None,
+        quiet_s: float = QUIET_S,
+    ) -> list[Span]:
+        """Return start <= time < end as a partition: ascending spans without overlap or hole.
+
+        Left out, they are the first and the last time that the tape knows anything of the symbol. session: when the
+        market trades: "XNYS", "America/Chicago 17:00-16:00", a Session or a Calendar. quiet_s: covered time without a
+        tick for longer is quiet. A span's state is one of covered, quiet, missing, closed, pruned, unknown (see Span).
+        Where no source ever said what it covers, it is inferred: ticks that flow as usual cover, silence far longer
+        than usual in that hour of the day is unknown.
+        """
+        return self._coverage(symbol, start, end, session, quiet_s, only_gaps=False)
+
+    def gaps(
+        self,
+        symbol: str | None = None,
+        start: Time | None = None,
+        end: Time | None = None,
+        *,
+        session: str | Closing | Sessions | None = None,
+        min_s: float = 0.0,
+    ) -> list[Gap]:
+        """Return the missing and unknown spans of at least `min_s`, by symbol and ascending; without a symbol, of all.
+
+        Nothing of the time to come is a gap. Covered time is not read, so this is faster than coverage().
+        """
+        names = sorted(self._names()) if symbol is None else [symbol]
+        now, out = now_ns(), []
+        for name in names:
+            for span in self._coverage(name, start, end, session, QUIET_S, only_gaps=True):
+                last_ns = min(span.end_ns, now)
+                if span.state in ("missing", "unknown") and last_ns - span.start_ns >= max(1, min_s * 1e9):
+                    out.append(Gap(name, span.start_ns, last_ns, span.state, span.by, span.asked))
+        return out
+
+    def _names(self) -> list[str]:
+        with self._reading() as connection:
+            self._catalog.load(connection)
+        return list(self._catalog.symbol_ids)
+
+    def _coverage(
+        self,
+        symbol: str,
+        start: Time | None,
+        end: Time | None,
+        session: str | Closing | Sessions | None,
+        quiet_s: float,
+        *,
+        only_gaps: bool,
+    ) -> list[Span]:
+        if not quiet_s >= 0:
+            raise ConfigInvalid(f"quiet_s = {quiet_s!r}", hint="it is a number of seconds, not negative")
+        start_ns, end_ns = self._span(start, end)
+        with self._reading() as connection, query.snapshot(connection):
+            if start is None or end is None:
+                known = coverage.known(connection, self._catalog, symbol)
+                if known is None:
+                    return []
+                start_ns = known[0] if start is None else start_ns
+                end_ns = known[1] if end is None else end_ns
+            if start_ns >= end_ns:
+                return []
+            # A silence is measured beyond what is asked for, and so is what of it is closed.
+            closed = _closed(session, max(0, start_ns - silence.SUSPECT_MAX_NS), end_ns + silence.SUSPECT_MAX_NS)
+            now = min(max(now_ns(), start_ns), end_ns)
+            found = coverage.spans(
+                connection,
+                self._catalog,
+                symbol,
+                start_ns,
+                now,
+                closed=closed,
+                quiet_ns=int(quiet_s * 1e9),
+                only_gaps=only_gaps,
+            )
+        if now < end_ns:  # what is to come is not missing
+            found += partition.partition(symbol, now, end_ns, [], still=[(now, end_ns)], closed=closed)
+        return found
+
+    async def acoverage(
+        self, symbol: str, start: Time | None = None, end: Time | None = None, **how: Any
+    ) -> list[Span]:
+        """As coverage(), off the event loop."""
+        return await asyncio.to_thread(self.coverage, symbol, start, end, **how)
+
+    async def agaps(
+        self, symbol: str | None = None, start: Time | None = None, end: Time | None = None, **how: Any
+    ) -> list[Gap]:
+        """As gaps(), off the event loop."""
+        return await asyncio.to_thread(self.gaps, symbol, start, end, **how)
+
+
+class Coverage(CoverageReads, Appends):
+    """How sources say what they covered, and how what was missing is filled in."""
+
+    def cover(self, symbol: str, start: Time, end: Time, *, source: str | None = None) -> None:
+        """Say that `source` recorded all there was of a symbol from start up to, not including, end.
+
+        A symbol may be named before its first tick. Of one source the last word on a time holds; what any source
+        covers is covered. Saying the same again changes nothing.
+        """
+        self._say(symbol, start, end, source, partition.SAID_COVERED)
+
+    def mark_missing(self, symbol: str, start: Time, end: Time, *, source: str | None = None) -> None:
+        """Say that `source` did not record start <= time < end, whatever it said before. Others may cover it."""
+        self._say(symbol, start, end, source, partition.SAID_MISSING)
+
+    def mark_asked(self, symbol: str, start: Time, end: Time, *, source: str) -> None:
+        """Say that `source` was asked for start <= time < end and had nothing: the time stays what it is."""
+        self._say(symbol, start, end, source, partition.SAID_EMPTY)
+
+    def heartbeat(self, source: str | None, symbols: Iterable[str], since: Time | None = None) -> Heartbeat:
+        """Return a Heartbeat of a source that begins to record these symbols at `since` (now, if left out)."""
+        names = [symbols] if isinstance(symbols, str) else list(symbols)
+        for name in names:
+            _check(name, source)
+        since_ns = now_ns() if since is None else to_ns(since, "since")
+
+        def beat(from_ns: int, until_ns: int, rows: dict[str, int]) -> None:
+            self._in_coverage(lambda connection: self._extend(connection, source, from_ns, until_ns, rows))
+
+        self._writing()
+        return Heartbeat(beat, names, since_ns)
+
+    def _extend(
+        self, connection: apsw.Connection, source: str | None, from_ns: int, until_ns: int, rows: dict[str, int]
+    ) -> None:
+        at_ns = now_ns()
+        grown = {}
+        for symbol, row_ns in rows.items():
+            symbol_id, source_id = coverage.ids(connection, self._catalog, symbol, source)
+            grown[symbol] = coverage.extend(connection, symbol_id, source_id, row_ns, from_ns, until_ns, at_ns)
+        rows.update(grown)
+
+    def _say(self, symbol: str, start: Time, end: Time, source: str | None, state: int) -> None:
+        start_ns, end_ns = self._said_span(symbol, start, end, source)
+
+        def say(connection: apsw.Connection) -> None:
+            coverage.settle(connection, self._catalog)
+            symbol_id, source_id = coverage.ids(connection, self._catalog, symbol, source)
+            coverage.say(connection, symbol_id, source_id, start_ns, end_ns, state, now_ns())
+
+        self._in_coverage(say)
+
+    def _said_span(self, symbol: str, start: Time, end: Time, source: str | None) -> Pair:
+        _check(symbol, source)
+        span = self._span(start, end)
+        if span[0] >= span[1]:
+            raise ConfigInvalid(f"start {start!r} is not before end {end!r}", hint="a span is start <= time < end")
+        return span
+
+    def _in_coverage(self, act: Callable[[apsw.Connection], object]) -> None:
+        connection = self._writing()
+        with self._write_lock:
+            try:
+                with self._transaction(connection):
+                    act(connection)
+                self._catalog.load(connection)
+            except apsw.Error as error:
+                raise self._failed(error, "write the coverage of") from error
+
+    def fill(
+        self,
+        symbol: str,
+        start: Time,
+        end: Time,
+        data: Sequence[Tick] | Any,
+        *,
+        source: str,
+        covers: Sequence[Pair] | None = None,
+    ) -> Filled:
+        """Store what `source` had of start <= time < end, and that it is covered by it now, in one transaction.
+
+        data: Ticks, a table as for append_table(), or a list of tables. covers: what of the span the source vouches
+        for (all of it, if left out); of the rest it is kept that the source was asked and had nothing.
+
+        Records outside of the span are left out, and so are those of a time that another word covers meanwhile, or
+        at which the tape has a tick: what is there was recorded, and content never tells a duplicate. So killing this
+        at any moment, or repeating it, stores nothing twice. Raises InvalidRecord with nothing stored, TapeError.
+        """
+        start_ns, end_ns = self._said_span(symbol, start, end, source)
+        if source is None:
+            raise ConfigInvalid("a fill without a source", hint="name who had the records")
+        whole = [(start_ns, end_ns)]
+        covered = partition.within(whole if covers is None else covers, start_ns, end_ns)
+        batches = [_of_symbol(found, symbol) for found in as_batches(data)]
+        inside = [_take(found, _in_spans(_times(found), whole)) for found in batches]
+        outside = sum(map(len, batches)) - sum(map(len, inside))
+        for attempt in range(_FILL_TRIES):
+            try:
+                return self._fill(symbol, source, whole[0], covered, inside, outside)
+            except CursorConflict:
+                time.sleep(random.uniform(0.001, 0.005 * (attempt + 1)))
+        raise CursorConflict(f"{self.path} is being filled by others all the time", hint="try again when they are done")
+
+    def _fill(
+        self, symbol: str, source: str, span: Pair, covered: list[Pair], batches: list[Batch], outside: int
+    ) -> Filled:
+        settled: list[Any] = []
+        self._in_coverage(lambda connection: settled.append(coverage.settle(connection, self._catalog)))
+        before, count = settled[0]
+        with self._reading() as connection, query.snapshot(connection):
+            taken = self._taken(connection, symbol, span)
+        fresh = [_take(found, ~taken(_times(found))) for found in batches]
+        stored = sum(map(len, fresh))
+        empty = partition.without([span], covered)
+        note = coverage.Note(count + 1, symbol, source, tuple(covered), tuple(empty), now_ns())
+        there = sum(map(len, batches)) - stored
+        if stored:
+            cursor = (coverage.FILLED, before, msgspec.json.encode(note).decode())
+            self._append([found for found in fresh if len(found)], Identity(cursor=cursor), stored, "raise")
+            self._in_coverage(lambda connection: coverage.settle(connection, self._catalog))
+        else:
+            self._in_coverage(lambda connection: coverage.say_all(connection, self._catalog, note))
+        return Filled(stored, there, outside)
+
+    def _taken(self, connection: apsw.Connection, symbol: str, span: Pair) -> Callable[[Any], Any]:
+        """Return a function that tells which times are taken: covered by somebody's word, or a tick's own."""
+        words = coverage.said(connection, self._catalog, symbol, *span)
+        told = partition.merged(
+            (word.start_ns, word.end_ns)
+            for word in words
+            if word.state in (partition.SAID_COVERED, partition.SAID_FILLED)
+        )
+        symbol_id = self._catalog.symbol_id(connection, symbol)
+        ticks = [] if symbol_id is None else [*silence.times(connection, symbol_id, *span)]
+        known = np.concatenate(ticks) if ticks else np.zeros(0, dtype="<i8")
+        return lambda times: _in_spans(times, told) | np.isin(times, known)
+
+
+def _closed(session: str | Closing | Sessions | None, start_ns: int, end_ns: int) -> list[Pair]:
+    if session is None:
+        return []
+    if isinstance(session, Closing):
+        return [*session.closed(start_ns, end_ns)]
+    return sessions.closed(sessions.find(session), start_ns, end_ns)
+
+
+def _check(symbol: object, source: object) -> None:
+    for what, text in (("symbol", symbol), ("source", source)):
+        why = None if what == "source" and text is None else text_problem(what, text)
+        if why is not None:
+            raise ConfigInvalid(f"{what} = {text!r}: {why}")
+
+
+def as_batches(data: Any) -> list[Batch]:
+    """Return Ticks, a table, or a list of tables or batches as batches. Raises InvalidRecord, ConfigInvalid."""
+    if isinstance(data, Batch):
+        return [data]
+    if isinstance(data, list | tuple) and data and isinstance(data[0], Tick):
+        return [table.from_records(run, kind, at) for kind, at, run in table.split_by_kind(data)]
+    tables = data if isinstance(data, list | tuple) else [data]
+    found = [each if isinstance(each, Batch) else table.from_table(each) for each in tables]
+    return [each for each in found if len(each)]
+
+
+def _of_symbol(found: Batch, symbol: str) -> Batch:
+    if found.kind != layout.KIND_TICK:
+        raise ConfigInvalid("a fill is of ticks", hint="append bars with append()")
+    others = [found.symbols[i] for i in np.unique(found.columns["symbol"]).tolist() if found.symbols[i] != symbol]
+    if others:
+        raise ConfigInvalid(f"asked for {symbol!r}, the source gave {others[0]!r}", hint="a fill is of one symbol")
+    return found
+
+
+def _times(found: Batch) -> Any:
+    return found.columns["ts_event_ns"]
+
+
+def _take(found: Batch, mask: Any) -> Batch:
+    return found if mask.all() else found.take(mask)
+
+
+def _in_spans(times: Any, pairs: list[Pair]) -> Any:
+    """Return which times lie in one of the spans, which are ascending and apart."""
+    edges = np.array([edge for pair in pairs for edge in pair], dtype="<i8")
+    return np.searchsorted(edges, times, side="right") % 2 == 1
