@@ -104,7 +104,7 @@ class _File(Part):
             schema = str(metadata.schema) if metadata is not None and metadata.schema is not None else None
             rows = dbn_records.Rows(symbols, source, schema)
             ts_out = bool(metadata.ts_out) if metadata is not None else False
-            for records in self._decoded(read, held, digest, version, ts_out, tell):
+            for records in self._runs(read, held, digest, version, ts_out, tell):
                 for record in records:
                     self._records += 1
                     if self._records <= self._skip:
@@ -152,24 +152,20 @@ class _File(Part):
         digest.update(head)
         try:
             return dbn.Metadata.decode(head[:size]), head[3], head[size:]
-        except (dbn.DBNError, ValueError) as error:
+        except (dbn.DBNError, ValueError, OverflowError) as error:
             raise self._invalid(f"its metadata cannot be read: {error}", "get it again") from error
 
-    def _decoded(
+    def _runs(
         self, read: Any, held: bytes, digest: Any, version: int, ts_out: bool, tell: Tell
     ) -> Iterator[Sequence[Any]]:
         """Yield the records in runs, each of whole records; note a cut."""
-        import databento_dbn as dbn
-
         why = ""
         while True:
             whole, count = self._whole(held)
             if whole:
-                decoder = dbn.DBNDecoder(has_metadata=False, ts_out=ts_out, input_version=version)
-                decoder.write(held[:whole])
                 try:
-                    records = decoder.decode()
-                except dbn.DBNError as error:
+                    records = _decoded(held[:whole], ts_out, version)
+                except _Undecodable as error:
                     raise self._damaged(held[:whole], ts_out, version, str(error)) from error
                 if len(records) != count:
                     raise self._damaged(held[:whole], ts_out, version, "a record cannot be decoded")
@@ -209,18 +205,14 @@ class _File(Part):
 
     def _damaged(self, run: bytes, ts_out: bool, version: int, why: str) -> ImportInvalid:
         """Return the error that names the first record of a run that cannot be decoded."""
-        import databento_dbn as dbn
-
         at, number = 0, self._records
         while at < len(run):
             size = run[at] * 4
             number += 1
-            decoder = dbn.DBNDecoder(has_metadata=False, ts_out=ts_out, input_version=version)
-            decoder.write(run[at : at + size])
             try:
-                if len(decoder.decode()) != 1:
+                if len(_decoded(run[at : at + size], ts_out, version)) != 1:
                     break
-            except dbn.DBNError as error:
+            except _Undecodable as error:
                 why = str(error)
                 break
             at += size
@@ -255,6 +247,27 @@ class _File(Part):
                 return data, why
 
             yield read
+
+
+class _Undecodable(Exception):
+    """Bytes that the library cannot make records of."""
+
+
+def _decoded(run: bytes, ts_out: bool, version: int) -> list[Any]:
+    """Return the records of a run of whole records. Raises _Undecodable."""
+    import databento_dbn as dbn
+
+    try:
+        decoder = dbn.DBNDecoder(has_metadata=False, ts_out=ts_out, input_version=version)
+        decoder.write(run)
+        return decoder.decode()
+    except (dbn.DBNError, ValueError) as error:
+        raise _Undecodable(str(error)) from error
+    except BaseException as error:
+        # A record that is shorter than its type makes the library panic, which is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _Undecodable(str(error).split(". ")[0]) from error
 
 
 @contextmanager
