@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import apsw
 
@@ -16,7 +17,9 @@ from onetape.live.subscription import Subscription, WhenSlow
 from onetape.live.waker import Waker
 from onetape.record import TS_MAX_NS, Bar, Tick
 from onetape.store import layout
+from onetape.tape.continuous import view_of
 from onetape.tape.handle import Handle, within
+from onetape.tape.rolling import RollFollower
 
 #: Subscriptions that ended by themselves stay in stats(), the last few.
 _ENDED_KEPT = 8
@@ -59,10 +62,12 @@ class Follows(Handle):
                 f"{self.path} cannot be followed: its folder may not be written, and nobody writes to the tape",
                 hint="give this process the right to write to the folder, or open it while a writer runs",
             )
+        view = view_of(self, symbols)
+        follower = Follower if view is None else partial(RollFollower, view)
         connection = self._connect("r")
         waker = Waker(layout.wal_path(self.path))
         try:
-            made = Follower(
+            made = follower(
                 connection,
                 waker,
                 symbols=symbols,
