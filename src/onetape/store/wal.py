@@ -1,0 +1,172 @@
+"""The write-ahead log, read without SQLite: how much of it is whole, and whether it belongs to its file.
+
+The format is that of https://www.sqlite.org/fileformat2.html, "The Write-Ahead Log". Its checksum is linear, so that it
+is computed for all frames at once: s1 += x0 + s2; s2 += x1 + s1 for each pair of words, modulo 2^32.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+import numpy as np
+
+from onetape.store import layout
+
+_HEADER = struct.Struct(">IIIIIIII")
+_FRAME_BYTES = 24
+_MAGIC = 0x377F0682
+_USER_VERSION_AT, _APPLICATION_ID_AT = 60, 68
+#: Logs are read whole up to this size; of longer ones the frames are counted, and their checksums are left alone.
+CHECKED_BYTES_MAX = 128 * 2**20
+
+
+class Log(NamedTuple):
+    """What is in a log. `frames` are whole, the first `committed` of them belong to finished commits.
+
+    `suspect` follow a damaged one, though they belong to the same log: a finished commit among them was lost.
+    """
+
+    bytes: int
+    page_bytes: int
+    frames: int
+    committed: int
+    suspect: int
+    pages: dict[int, int]  # page number → offset of its newest committed content
+
+    @property
+    def torn_bytes(self) -> int:
+        """Return what lies behind the last finished commit: a commit that was cut off, or remains of an older log."""
+        return max(0, self.bytes - _HEADER.size - self.committed * (_FRAME_BYTES + self.page_bytes))
+
+
+def read(path: Path) -> Log | None:
+    """Return what is in the log of the tape at `path`, or None if it has none, or one that no SQLite would read."""
+    wal = layout.wal_path(path)
+    try:
+        size = wal.stat().st_size
+        with wal.open("rb") as file:
+            raw = file.read(_HEADER.size)
+    except OSError:
+        return None
+    if len(raw) < _HEADER.size:
+        return None
+    magic, _, page, _, *salts, one, two = _HEADER.unpack(raw)
+    if magic & ~1 != _MAGIC or not 512 <= page <= 65536 or page & (page - 1):
+        return None
+    order = ">" if magic & 1 else "<"
+    start = _sums(np.frombuffer(raw[:24], order + "u4")[None, :], (0, 0))
+    if start != [(one, two)]:
+        return None
+    stride = _FRAME_BYTES + page
+    count = (size - _HEADER.size) // stride
+    frames = np.memmap(wal, "u1", "r", _HEADER.size, (count, stride)) if count else np.zeros((0, stride), "u1")
+    told = np.ascontiguousarray(frames[:, :_FRAME_BYTES]).view(">u4").reshape(-1, 6)
+    whole = (told[:, 2] == salts[0]) & (told[:, 3] == salts[1])
+    same = frames_whole = int(np.argmin(whole)) if not whole.all() else count
+    if size <= CHECKED_BYTES_MAX:
+        frames_whole = _intact(frames[:frames_whole], told, order, (one, two))
+    commits = np.flatnonzero(told[:frames_whole, 1])
+    committed = int(commits[-1]) + 1 if len(commits) else 0
+    pages = {int(number): _HEADER.size + at * stride for at, number in enumerate(told[:committed, 0].tolist())}
+    rest = told[frames_whole:same]
+    suspect = len(rest) if rest[:, 1].any() else 0
+    return Log(size, page, frames_whole, committed, suspect, pages)
+
+
+def _intact(frames: Any, told: Any, order: str, start: tuple[int, int]) -> int:
+    """Return how many frames from the first on have the checksum they carry."""
+    step, state = 4096, start
+    for first in range(0, len(frames), step):
+        part = np.asarray(frames[first : first + step])
+        words = np.concatenate((part[:, :8], part[:, _FRAME_BYTES:]), axis=1).view(order + "u4")
+        for at, state in enumerate(_sums(words, state)):
+            if state != (int(told[first + at, 4]), int(told[first + at, 5])):
+                return first + at
+    return len(frames)
+
+
+def _sums(words: Any, state: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the running checksum after each row of words."""
+    pairs = words.shape[1] // 2
+    # What x0 and x1 of each pair add to (s1, s2) at the end, and what the state before the row adds.
+    first, second = np.empty((pairs, 2), "u4"), np.empty((pairs, 2), "u4")
+    a, b = (1, 1), (0, 1)  # of the last pair: s1 += x0, s2 += x0 + x1 + …
+    grow: tuple[tuple[int, int], tuple[int, int]] = ((1, 0), (0, 1))
+    for at in range(pairs - 1, -1, -1):
+        first[at] = [_times(grow, a)[0], _times(grow, a)[1]]
+        second[at] = [_times(grow, b)[0], _times(grow, b)[1]]
+        (p, q), (r, s) = grow
+        grow = ((p + q) % 2**32, (p + 2 * q) % 2**32), ((r + s) % 2**32, (r + 2 * s) % 2**32)
+    native = words.astype("u4")
+    added = [
+        (
+            (native[:, 0::2] * first[:, which]).sum(axis=1, dtype="u4")
+            + (native[:, 1::2] * second[:, which]).sum(axis=1, dtype="u4")
+        )
+        for which in (0, 1)
+    ]
+    (p, q), (r, s) = grow
+    out = []
+    one, two = state
+    for x, y in zip(added[0].tolist(), added[1].tolist(), strict=True):
+        one, two = (p * one + q * two + x) % 2**32, (r * one + s * two + y) % 2**32
+        out.append((one, two))
+    return out
+
+
+def _times(grow: tuple[tuple[int, int], tuple[int, int]], vector: tuple[int, int]) -> tuple[int, int]:
+    (p, q), (r, s) = grow
+    return (p * vector[0] + q * vector[1]) % 2**32, (r * vector[0] + s * vector[1]) % 2**32
+
+
+def page(path: Path, number: int, log: Log | None) -> bytes:
+    """Return a page of a tape as its last commit left it, without opening the file with SQLite."""
+    if log is not None and number in log.pages:
+        with layout.wal_path(path).open("rb") as file:
+            file.seek(log.pages[number] + _FRAME_BYTES)
+            return file.read(log.page_bytes)
+    with path.open("rb") as file:
+        head = file.read(100)
+        size = int.from_bytes(head[16:18], "big") or 512
+        size = 65536 if size == 1 else size
+        file.seek((number - 1) * size)
+        return file.read(size)
+
+
+def version(path: Path, log: Log | None) -> int:
+    """Return the format of a tape: PRAGMA user_version, without opening the file with SQLite."""
+    return int.from_bytes(page(path, 1, log)[_USER_VERSION_AT : _USER_VERSION_AT + 4], "big")
+
+
+def is_tape(path: Path) -> bool:
+    """Return whether the file without its log is marked as a tape."""
+    head = page(path, 1, None)
+    return int.from_bytes(head[_APPLICATION_ID_AT : _APPLICATION_ID_AT + 4], "big") == layout.APPLICATION_ID
+
+
+def misfit(connection: apsw.Connection) -> str | None:
+    """Return why the log cannot belong to the file, as far as a short look tells; None if nothing speaks against it.
+
+    A log of another tape, or of an older copy, lays its pages over the file's. What every tape keeps true then does
+    not hold: the journal begins where the seal ended, without a hole up to the head.
+    """
+    seal = connection.execute("SELECT seal FROM state").get
+    head, count, first = next(
+        iter(
+            connection.execute(
+                "SELECT (SELECT max(seq_last) FROM journal), ifnull(sum(count), 0), min(seq_last - count)"
+                " FROM journal WHERE seq_last > ?",
+                (seal,),
+            )
+        )
+    )
+    if head is None or seal is None:
+        return "the journal has no last position"
+    if head < seal:
+        return f"the journal ends at {head}, before what is sealed up to {seal}"
+    if count != head - seal or (count and first != seal):
+        return f"the journal holds {count} records behind the seal at {seal}, but its last position is {head}"
+    return None
