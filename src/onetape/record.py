@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import NamedTuple
 
 import msgspec
@@ -52,7 +53,8 @@ class Bar(msgspec.Struct, frozen=True, gc=False):
     """One symbol's trades of one interval. `ts_start_ns` is the START of the bar and never moves.
 
     `interval` is a count and a unit: "1s", "1min", "5min", "1h", "1d". A bar of the tape's own making has the
-    source None; `revision` grows by one each time its content changes after it was first kept.
+    source None; `revision` grows by one each time its content changes after it was first kept. The last three
+    fields are of the tape's own bars alone: an append ignores them.
     """
 
     symbol: str
@@ -71,6 +73,28 @@ class Bar(msgspec.Struct, frozen=True, gc=False):
     revision: int = 0
     source: str | None = None
     seq: int | None = None
+    session: date | None = None  # the trading day, of bars that were asked for with a session
+    number: int | None = None  # which of its session, from 0: of tick, volume, value and range bars, as is the next
+    ts_end_ns: int | None = None  # when its last trade was
+
+
+class Cancel(msgspec.Struct, frozen=True, gc=False):
+    """A record that takes a tick back: the tick of this symbol at position `target_seq`, of time `ts_event_ns`.
+
+    Nothing on the tape is changed: reading leaves the tick out, and reading as of a position before `seq` still has
+    it. `traded` says whether it had a price, and so was in a bar. A revision is a Cancel and, at the next position, the
+    tick that stands instead.
+    """
+
+    symbol: str
+    ts_event_ns: int
+    target_seq: int
+    traded: bool
+    seq: int | None = None
+
+
+#: What a tape holds and a follower yields.
+Record = Tick | Bar | Cancel
 
 
 class SeqRange(NamedTuple):
@@ -85,7 +109,13 @@ class SeqRange(NamedTuple):
     stored: int
 
 
-_UNITS_NS = {"s": 1_000_000_000, "min": MINUTE_NS, "h": 3600 * 1_000_000_000, "d": 86400 * 1_000_000_000}
+_UNITS_NS = {
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "min": MINUTE_NS,
+    "h": 3600 * 1_000_000_000,
+    "d": 86400 * 1_000_000_000,
+}
 
 
 def interval_ns(interval: str) -> int:
@@ -93,7 +123,7 @@ def interval_ns(interval: str) -> int:
     digits = interval.rstrip("smindh")
     unit = interval[len(digits) :]
     if not digits.isdecimal() or unit not in _UNITS_NS or int(digits) == 0 or len(digits) > 6:
-        raise ValueError(f"{interval!r} is not an interval: a count and one of s, min, h, d, such as '1min'")
+        raise ValueError(f"{interval!r} is not an interval: a count and one of ms, s, min, h, d, such as '1min'")
     if int(digits) * _UNITS_NS[unit] > TS_MAX_NS:
         raise ValueError(f"{interval!r} is longer than time itself here")
     return int(digits) * _UNITS_NS[unit]

@@ -7,17 +7,22 @@ for all minutes at once. (reduceat and sum add in pairs, which gives other bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onetape.record import MINUTE_NS
-from onetape.store.block import Array, Columns, canonical, take
+from onetape.store.block import DTYPES, Array, Columns, canonical, in_symbol_order, take
+from onetape.store.layout import KIND_MINUTE
+
+#: One symbol's minute. Sums are NaN where no trade told; a minute whose trades were all taken back has trades 0.
+MINUTES = np.dtype([("symbol", "<u4"), *((name, dtype) for name, dtype in DTYPES[KIND_MINUTE].items())])
+_SUMS = ("volume", "notional", "bid_volume", "ask_volume")
 
 
 class Minute(NamedTuple):
-    """What is kept of one symbol's minute; None where no trade told. Field names are columns of table bar."""
+    """A minute as a plain record; None where no trade told."""
 
     symbol_id: int
     ts_start_ns: int
@@ -42,7 +47,22 @@ class Minute(NamedTuple):
         return self.notional / self.volume if self.volume and self.notional is not None else None
 
 
+_FIELDS = tuple("ts_event_ns" if name == "ts_start_ns" else name for name in Minute._fields)
+_FIELDS = tuple("symbol" if name == "symbol_id" else name for name in _FIELDS)
+
 Key = tuple[int, int]
+#: Of the keys (symbols, starts in ns): which are kept, and their minutes (of the others anything).
+Kept = Callable[[Array, Array], tuple[Array, Array]]
+History = Callable[[int, int], Columns | None]
+
+
+def to_records(minutes: Array) -> list[Minute]:
+    """Return minutes as plain records."""
+    columns: list[list[Any]] = []
+    for name in _FIELDS:
+        values = minutes[name].tolist()
+        columns.append([None if v != v else v for v in values] if name in _SUMS else values)
+    return [Minute(*row) for row in zip(*columns, strict=True)]
 
 
 def trades(columns: Columns) -> Columns:
@@ -51,7 +71,12 @@ def trades(columns: Columns) -> Columns:
     if price is None:
         return {name: column[:0] for name, column in columns.items()}
     wanted = ("symbol", "ts_event_ns", "seq", "price", "size", "side")
-    found = take({name: columns[name] for name in wanted if name in columns}, ~np.isnan(price))
+    found = {name: columns[name] for name in wanted if name in columns}
+    there = ~np.isnan(price)
+    if not there.all():
+        found = take(found, there)
+    if in_symbol_order(found["symbol"], found["ts_event_ns"], found["seq"]):
+        return found
     return take(found, np.lexsort((found["seq"], found["ts_event_ns"], found["symbol"])))
 
 
@@ -61,18 +86,24 @@ def late_counts(found: Columns, newest_before: Mapping[int, int]) -> dict[Key, i
     `found` as trades() gives it; `newest_before[symbol_id]` is the greatest trade time already on the tape. It
     depends on the order of arrival alone, so a tape read again from its positions gives the same revisions.
     """
-    symbols, minutes = found["symbol"], found["ts_event_ns"] // MINUTE_NS
+    symbols, seq = found["symbol"], found["seq"]
     if not len(symbols):
         return {}
-    order = np.lexsort((found["seq"], symbols))
-    symbols, minutes = symbols[order], minutes[order]
-    ids, group = np.unique(symbols, return_inverse=True)
-    before = np.array([newest_before.get(symbol_id, -1) for symbol_id in ids.tolist()]) // MINUTE_NS
+    minutes = found["ts_event_ns"] // MINUTE_NS
+    same = symbols[1:] == symbols[:-1]
+    if not bool((seq[1:] > seq[:-1])[same].all()):  # some arrived out of the order of their times
+        order = np.lexsort((seq, symbols))
+        symbols, minutes = symbols[order], minutes[order]
+        same = symbols[1:] == symbols[:-1]
+    starts = np.concatenate(([0], np.flatnonzero(~same) + 1))
+    sizes = np.diff(np.append(starts, len(symbols)))
+    before = np.array([newest_before.get(symbol_id, -1) for symbol_id in symbols[starts].tolist()]) // MINUTE_NS
     # All symbols at once, each lifted above every minute of the one before it (a minute has 28 bits): so the
     # running maximum starts anew with each.
-    lift = group << 28
+    lifts = np.arange(len(starts)) << 28
+    lift = np.repeat(lifts, sizes)
     lifted = minutes + lift
-    newest = np.maximum(before[group] + lift, np.concatenate(([-1], np.maximum.accumulate(lifted)[:-1])))
+    newest = np.maximum(np.repeat(before + lifts, sizes), np.concatenate(([-1], np.maximum.accumulate(lifted)[:-1])))
     late = lifted < newest
     counts: dict[Key, int] = {}
     for symbol_id, minute in zip(symbols[late].tolist(), minutes[late].tolist(), strict=True):
@@ -82,155 +113,183 @@ def late_counts(found: Columns, newest_before: Mapping[int, int]) -> dict[Key, i
 
 
 def fold(
-    found: Columns,
-    late: Mapping[Key, int],
-    kept: Callable[[list[Key]], dict[Key, Minute]],
-    history: Callable[[int, int], Columns | None],
-) -> list[Minute]:
-    """Return the minutes that `found` (as trades() gives it) changes, as they are after it.
+    found: Columns, late: Mapping[Key, int], kept: Kept, history: History, cancelled: Mapping[Key, int] | None = None
+) -> Array:
+    """Return the MINUTES that `found` (as trades() gives it) changes, as they are after it, by symbol and time.
 
-    `kept(keys)` gives the minutes already kept. `history(symbol_id, start_ns)` gives ALL trades of a minute that
-    late trades fall into, those of `found` included, or None where retention has removed them.
+    `kept` gives the minutes already kept. `history(symbol_id, start_ns)` gives ALL trades of a minute that late
+    trades fall into or that trades were taken back of, those of `found` included, or None where retention has
+    removed them. `cancelled`: of how many trades each minute was relieved.
     """
-    if not len(found["ts_event_ns"]):
-        return []
-    keys, starts = _groups(found)
-    known = kept(keys)
-    ends = [*starts[1:], len(found["ts_event_ns"])]
-    again: list[tuple[Key, Columns]] = []
-    seeds: dict[Key, Minute] = {}
-    straight = np.ones(len(found["ts_event_ns"]), dtype=bool)
-    for key, start, end in zip(keys, starts, ends, strict=True):
-        old = known.get(key)
-        if old is None:
-            continue
-        first = (int(found["ts_event_ns"][start]), int(found["seq"][start]))
-        if first > (old.last_ts, old.last_seq):
-            seeds[key] = old
-            continue
-        straight[start:end] = False
-        again.append((key, {name: column[start:end] for name, column in found.items()}))
-    made = _sum(take(found, straight) if again else found, seeds)
-    for key, part in again:
-        whole = history(*key)
-        if whole is None:
-            made.append(_merge(known[key], _sum(part, {})[0]))
-        else:
-            made.append(_sum(whole, {})[0]._replace(revision=known[key].revision))
-    return [bar._replace(revision=bar.revision + late.get((bar.symbol_id, bar.ts_start_ns), 0)) for bar in made]
+    taken_back = cancelled or {}
+    symbols, starts, begin = _groups(found)
+    have, old = kept(symbols, starts)
+    end = np.append(begin[1:], len(found["ts_event_ns"]))
+    first_ts, first_seq = found["ts_event_ns"][begin], found["seq"][begin]
+    again = have & ~((first_ts > old["last_ts"]) | ((first_ts == old["last_ts"]) & (first_seq > old["last_seq"])))
+    again |= have & (old["trades"] == 0)
+    for at, key in enumerate(zip(symbols.tolist(), starts.tolist(), strict=True) if taken_back else ()):
+        again[at] |= key in taken_back
+    if again.any():
+        straight = take(found, np.repeat(~again, end - begin))
+        parts = [_sum(straight, have[~again], old[~again])]
+    else:
+        parts = [_sum(found, have, old)]
+    for at in np.flatnonzero(again).tolist():
+        part = {name: column[begin[at] : end[at]] for name, column in found.items()}
+        parts.append(_again(int(symbols[at]), int(starts[at]), part, old[at : at + 1] if have[at] else None, history))
+    there = set(zip(symbols.tolist(), starts.tolist(), strict=True)) if taken_back else set()
+    parts += list(_emptied([key for key in taken_back if key not in there], kept, history))
+    made = np.concatenate(parts)
+    for counts in (late, taken_back):
+        for (symbol_id, start_ns), count in counts.items():
+            made["revision"][(made["symbol"] == symbol_id) & (made["ts_event_ns"] == start_ns)] += count
+    return made if len(parts) == 1 else made[np.lexsort((made["ts_event_ns"], made["symbol"]))]
 
 
-def _groups(found: Columns) -> tuple[list[Key], list[int]]:
-    symbols, minutes = found["symbol"], found["ts_event_ns"] // MINUTE_NS
-    edge = np.ones(len(symbols), dtype=bool)
-    edge[1:] = (symbols[1:] != symbols[:-1]) | (minutes[1:] != minutes[:-1])
-    starts = np.flatnonzero(edge)
-    keys = list(zip(symbols[starts].tolist(), (minutes[starts] * MINUTE_NS).tolist(), strict=True))
-    return keys, starts.tolist()
-
-
-def _sum(found: Columns, seeds: Mapping[Key, Minute]) -> list[Minute]:
-    """Fold groups from zero, or from the minute kept in `seeds`."""
-    if not len(found["ts_event_ns"]):
-        return []
-    keys, starts = _groups(found)
-    count = len(keys)
-    begin = np.array(starts)
-    end = np.append(begin[1:], len(found["ts_event_ns"])) - 1
-    group = np.repeat(np.arange(count), np.diff(np.append(begin, end[-1] + 1)))
-    price = found["price"] + 0.0  # SQLite keeps -0.0 as 0.0; so do bars that are not kept yet
-    size = found.get("size", np.full(len(price), np.nan))
-    side = found.get("side", np.zeros(len(price), dtype="<i1"))
-    known = [seeds.get(key) for key in keys]
-    sized = ~np.isnan(size)
-    amount = np.where(sized, size, 0.0)
-
-    def total(values: Array, where: Array, name: str) -> list[float | None]:
-        seed = [getattr(old, name) if old is not None else None for old in known]
-        start = np.array([0.0 if value is None else value for value in seed])
-        sums = np.bincount(
-            np.concatenate((np.arange(count), group[where])), np.concatenate((start, values[where])), count
-        )
-        told = np.bincount(group[where], minlength=count)
-        return [
-            None if value is None and not hits else result
-            for value, hits, result in zip(seed, told.tolist(), sums.tolist(), strict=True)
-        ]
-
-    volume = total(amount, sized, "volume")
-    notional = total(amount * price, sized, "notional")
-    sided = sized & (side != 0)
-    sold = total(np.where(side < 0, amount, 0.0), sided, "bid_volume")
-    bought = total(np.where(side > 0, amount, 0.0), sided, "ask_volume")
-    high = np.maximum.reduceat(price, begin).tolist()
-    low = np.minimum.reduceat(price, begin).tolist()
-    ts, seq = found["ts_event_ns"], found["seq"]
-    rows = zip(
-        price[begin].tolist(),
-        high,
-        low,
-        price[end].tolist(),
-        (end - begin + 1).tolist(),
-        ts[begin].tolist(),
-        seq[begin].tolist(),
-        ts[end].tolist(),
-        seq[end].tolist(),
-        strict=True,
-    )
-    made = []
-    for i, (first, top, bottom, last, number, first_ts, first_seq, last_ts, last_seq) in enumerate(rows):
-        old = known[i]
-        if old is not None:
-            first, first_ts, first_seq = old.open, old.first_ts, old.first_seq
-            top, bottom, number = max(old.high, top), min(old.low, bottom), number + old.trades
-        made.append(
-            Minute(
-                *keys[i],
-                first,
-                top,
-                bottom,
-                last,
-                volume[i],
-                notional[i],
-                number,
-                sold[i],
-                bought[i],
-                old.revision if old is not None else 0,
-                first_ts,
-                first_seq,
-                last_ts,
-                last_seq,
-            )
-        )
+def _again(symbol_id: int, start_ns: int, part: Columns, old: Array | None, history: History) -> Array:
+    """Return one minute folded from all of its trades."""
+    whole = history(symbol_id, start_ns)
+    if whole is None:  # retention has removed them: what is kept, and these
+        fresh = _sum(part, *_nothing(1))
+        return fresh if old is None else _merge(old, fresh)
+    made = _sum(whole, *_nothing(1)) if len(whole["ts_event_ns"]) else _without_trades(symbol_id, start_ns)
+    if old is not None:
+        made["revision"] = old["revision"]
     return made
 
 
-def _merge(old: Minute, new: Minute) -> Minute:
-    """Join late trades to a minute whose own ticks retention has removed: exact but for the order of its sums."""
+def _emptied(keys: list[Key], kept: Kept, history: History) -> Iterator[Array]:
+    """Yield the minutes of which trades were only taken back."""
+    if not keys:
+        return
+    have, old = kept(np.array([key[0] for key in keys], dtype="<u4"), np.array([key[1] for key in keys], dtype="<i8"))
+    for at, (symbol_id, start_ns) in enumerate(keys):
+        whole = history(symbol_id, start_ns)
+        if whole is None:
+            continue
+        made = _sum(whole, *_nothing(1)) if len(whole["ts_event_ns"]) else _without_trades(symbol_id, start_ns)
+        if have[at]:
+            made["revision"] = old["revision"][at]
+        yield made
 
-    def plus(a: float | None, b: float | None) -> float | None:
-        return b if a is None else a if b is None else a + b
 
-    opens = old if (old.first_ts, old.first_seq) <= (new.first_ts, new.first_seq) else new
-    closes = old if (old.last_ts, old.last_seq) >= (new.last_ts, new.last_seq) else new
-    return old._replace(
-        open=opens.open,
-        high=max(old.high, new.high),
-        low=min(old.low, new.low),
-        close=closes.close,
-        volume=plus(old.volume, new.volume),
-        notional=plus(old.notional, new.notional),
-        trades=old.trades + new.trades,
-        bid_volume=plus(old.bid_volume, new.bid_volume),
-        ask_volume=plus(old.ask_volume, new.ask_volume),
-        first_ts=opens.first_ts,
-        first_seq=opens.first_seq,
-        last_ts=closes.last_ts,
-        last_seq=closes.last_seq,
+def _without_trades(symbol_id: int, start_ns: int) -> Array:
+    made = np.zeros(1, MINUTES)
+    made["symbol"], made["ts_event_ns"] = symbol_id, start_ns
+    for name in _SUMS:
+        made[name] = np.nan
+    return made
+
+
+def _nothing(count: int) -> tuple[Array, Array]:
+    return np.zeros(count, dtype=bool), np.zeros(count, MINUTES)
+
+
+def _groups(found: Columns) -> tuple[Array, Array, Array]:
+    """Return symbol, start (ns) and place of the first trade of each minute."""
+    symbols, ts = found["symbol"], found["ts_event_ns"]
+    if not len(ts):
+        return symbols, ts, np.zeros(0, dtype="<i8")
+    minutes = ts // MINUTE_NS
+    edge = (symbols[1:] != symbols[:-1]) | (minutes[1:] != minutes[:-1])
+    begin = np.concatenate(([0], np.flatnonzero(edge) + 1))
+    return symbols[begin], minutes[begin] * MINUTE_NS, begin
+
+
+def _sum(found: Columns, have: Array, old: Array) -> Array:
+    """Fold groups from zero, or on from the minute kept in `old` where there is one."""
+    symbols, starts, begin = _groups(found)
+    count = len(begin)
+    made = np.zeros(count, MINUTES)
+    if not count:
+        return made
+    ends = np.append(begin[1:], len(found["ts_event_ns"]))
+    sizes = ends - begin
+    group = np.repeat(np.arange(count), sizes)
+    price = found["price"] + 0.0  # no bar has a negative zero
+    size = found.get("size")
+    side = found.get("side")
+    sized = None if size is None else ~np.isnan(size)
+    if sized is not None and sized.all():
+        sized = None
+    last = ends - 1
+    ts, seq = found["ts_event_ns"], found["seq"]
+    made["symbol"], made["ts_event_ns"] = symbols, starts
+    made["open"], made["close"] = price[begin], price[last]
+    made["high"], made["low"] = np.maximum.reduceat(price, begin), np.minimum.reduceat(price, begin)
+    made["trades"] = sizes
+    made["first_ts"], made["first_seq"], made["last_ts"], made["last_seq"] = ts[begin], seq[begin], ts[last], seq[last]
+    seeds = np.flatnonzero(have)
+    if len(seeds):
+        before = old[seeds]
+        made["open"][seeds] = before["open"]
+        made["high"][seeds] = np.maximum(before["high"], made["high"][seeds])
+        made["low"][seeds] = np.minimum(before["low"], made["low"][seeds])
+        made["trades"][seeds] += before["trades"]
+        for name in ("revision", "first_ts", "first_seq"):
+            made[name][seeds] = before[name]
+    kept = old if len(seeds) else None
+    if size is None:
+        for name in _SUMS:
+            made[name] = np.nan if kept is None else np.where(have, kept[name], np.nan)
+        return made
+    amount = size if sized is None else np.where(sized, size, 0.0)
+    made["volume"] = _total(group, count, amount, sized, have, kept, "volume")
+    made["notional"] = _total(group, count, amount * price, sized, have, kept, "notional")
+    sided = None if side is None else (side != 0) if sized is None else sized & (side != 0)
+    for name, sign in (("bid_volume", -1), ("ask_volume", 1)):
+        if side is None or sided is None:
+            made[name] = np.nan if kept is None else np.where(have, kept[name], np.nan)
+        else:
+            # Zero is added for a trade of the other side: it changes no sum, and says that sides were told.
+            made[name] = _total(group, count, np.where(side == sign, amount, 0.0), sided, have, kept, name)
+    return made
+
+
+def _total(
+    group: Array, count: int, values: Array, told: Array | None, have: Array, old: Array | None, name: str
+) -> Array:
+    """Return the sums of `values` by group, on from those kept; NaN where nobody told."""
+    if told is None and old is None:
+        return np.bincount(group, values, count)
+    where = group if told is None else group[told]
+    seed = np.zeros(count) if old is None else np.where(have & ~np.isnan(old[name]), old[name], 0.0)
+    sums = np.bincount(
+        np.concatenate((np.arange(count), where)),
+        np.concatenate((seed, values if told is None else values[told])),
+        count,
     )
+    silent = np.bincount(where, minlength=count) == 0
+    if old is not None:
+        silent &= ~(have & ~np.isnan(old[name]))
+    sums[silent] = np.nan
+    return sums
+
+
+def _merge(old: Array, new: Array) -> Array:
+    """Join late trades to a minute whose own ticks retention has removed: exact but for the order of its sums."""
+    made = old.copy()
+    if (new["first_ts"][0], new["first_seq"][0]) < (old["first_ts"][0], old["first_seq"][0]):
+        for name in ("open", "first_ts", "first_seq"):
+            made[name] = new[name]
+    if (new["last_ts"][0], new["last_seq"][0]) > (old["last_ts"][0], old["last_seq"][0]):
+        for name in ("close", "last_ts", "last_seq"):
+            made[name] = new[name]
+    made["high"], made["low"] = np.maximum(old["high"], new["high"]), np.minimum(old["low"], new["low"])
+    made["trades"] = old["trades"] + new["trades"]
+    for name in _SUMS:
+        both = old[name] + new[name]
+        made[name] = np.where(np.isnan(old[name]), new[name], np.where(np.isnan(new[name]), old[name], both))
+    return made
+
+
+def none_kept(symbols: Array, _starts: Array) -> tuple[Array, Array]:
+    """Return that nothing is kept yet."""
+    return _nothing(len(symbols))
 
 
 def of_history(columns: Columns) -> list[Minute]:
     """Return the minutes of ticks given whole, in one fold: what the kept bars must equal."""
     found = trades(canonical(columns))
-    return fold(found, late_counts(found, {}), lambda keys: {}, lambda symbol_id, start_ns: None)
+    return to_records(fold(found, late_counts(found, {}), none_kept, lambda symbol_id, start_ns: None))

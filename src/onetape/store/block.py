@@ -1,8 +1,11 @@
-"""A block: records of one kind in columns, packed to bytes with a checksum. Journal rows and chunks are blocks.
+"""A block: records of one kind, packed to bytes with a checksum. What a journal's row holds.
 
-    header   16 bytes <BBHIII: version 1, kind, 0, count, bits, 0
-    columns  those whose bit is set, in the order of their bits, `count` little-endian values each
+    header   16 bytes <BBHIII: version, kind, time (low 16 bits), count, bits, time (high 32 bits)
+    values   version 1: columns, those whose bit is set, in the order of their bits, `count` little-endian values each;
+             version 3: records one behind another, each with the values of those columns
     trailer  4 bytes: CRC-32 of all before
+
+The time is when the block was appended, ms since the epoch (0 in files of format 1). Chunks of format 1 are blocks too.
 
 A column nobody filled has no bit and takes no room. Absent values: NaN in float columns (a record's own NaN is
 invalid, so it is free), ABSENT in integer columns, 0 in symbol, source, flags and side.
@@ -11,8 +14,10 @@ invalid, so it is free), ABSENT in integer columns, 0 in symbol, source, flags a
 from __future__ import annotations
 
 import struct
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -21,7 +26,7 @@ import numpy.typing as npt
 
 from onetape.errors import ChunkCorrupt
 from onetape.record import Tick
-from onetape.store.layout import KIND_BAR, KIND_TICK
+from onetape.store.layout import KIND_BAR, KIND_CANCEL, KIND_MINUTE, KIND_TICK
 
 Array = npt.NDArray[Any]
 Columns = dict[str, Array]
@@ -29,10 +34,13 @@ Columns = dict[str, Array]
 ABSENT = -(2**63)
 _HEADER = struct.Struct("<BBHIII")
 _CRC = struct.Struct("<I")
-_VERSION = 1
+_VERSION, _ROWS = 1, 3
+_HEAD = np.dtype(
+    [("version", "u1"), ("kind", "u1"), ("low", "<u2"), ("count", "<u4"), ("bits", "<u4"), ("high", "<u4")]
+)
 #: The CRC-32 of anything with its own CRC-32 behind it, little-endian: one call checks a whole block.
 _INTACT = 0x2144DF1C
-_REPAIR = "restore the tape from a backup; other blocks are fine"
+REPAIR = "onetape doctor says what is affected and sets it aside; everything else can be read"
 
 #: Bits 0 to 15 are 8 bytes wide, 16 to 18 four, 19 one: every column starts aligned.
 TICK_COLUMNS: tuple[tuple[str, str], ...] = (
@@ -79,7 +87,37 @@ BAR_COLUMNS: tuple[tuple[str, str], ...] = (
     ("reserved_18", "<u4"),
     ("complete", "<i1"),
 )
-_SCHEMAS = {KIND_TICK: TICK_COLUMNS, KIND_BAR: BAR_COLUMNS}
+CANCEL_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("ts_event_ns", "<i8"),  # of the tick that is taken back
+    ("target", "<i8"),  # its position
+    ("trade", "<i8"),  # 1 if it had a price
+    *((f"reserved_{bit}", "<i8") for bit in range(3, 15)),
+    ("seq", "<i8"),
+    ("symbol", "<u4"),
+)
+MINUTE_COLUMNS: tuple[tuple[str, str], ...] = (
+    ("ts_event_ns", "<i8"),  # the minute's start
+    ("open", "<f8"),
+    ("high", "<f8"),
+    ("low", "<f8"),
+    ("close", "<f8"),
+    ("volume", "<f8"),
+    ("notional", "<f8"),
+    ("bid_volume", "<f8"),
+    ("ask_volume", "<f8"),
+    ("trades", "<i8"),
+    ("revision", "<i8"),
+    ("first_ts", "<i8"),
+    ("first_seq", "<i8"),
+    ("last_ts", "<i8"),
+    ("last_seq", "<i8"),
+)
+_SCHEMAS = {
+    KIND_TICK: TICK_COLUMNS,
+    KIND_BAR: BAR_COLUMNS,
+    KIND_CANCEL: CANCEL_COLUMNS,
+    KIND_MINUTE: MINUTE_COLUMNS,
+}
 DTYPES: dict[int, dict[str, np.dtype[Any]]] = {
     kind: {name: np.dtype(code) for name, code in schema} for kind, schema in _SCHEMAS.items()
 }
@@ -98,8 +136,8 @@ def full(kind: int, name: str, count: int) -> Array:
     return np.full(count, absent(kind, name), dtype=DTYPES[kind][name])
 
 
-def encode(kind: int, columns: Mapping[str, Array]) -> bytes:
-    """Pack columns of equal length; those not given are absent."""
+def encode(kind: int, columns: Mapping[str, Array], at_ms: int = 0) -> bytes:
+    """Pack columns of equal length, appended at `at_ms`; those not given are absent."""
     parts: list[bytes] = []
     bits, count = 0, len(columns["ts_event_ns"])
     for bit, (name, dtype) in enumerate(DTYPES[kind].items()):
@@ -107,74 +145,98 @@ def encode(kind: int, columns: Mapping[str, Array]) -> bytes:
         if column is not None:
             bits |= 1 << bit
             parts.append((column if column.dtype == dtype else column.astype(dtype)).tobytes())
-    body = b"".join([_HEADER.pack(_VERSION, kind, 0, count, bits, 0), *parts])
+    return sealed_bytes(_VERSION, kind, count, bits, at_ms, *parts)
+
+
+def encode_rows(kind: int, bits: int, count: int, rows: bytes | bytearray, at_ms: int) -> bytes:
+    """Pack records that are packed one behind another already, each with the columns of `bits`."""
+    return sealed_bytes(_ROWS, kind, count, bits, at_ms, rows)
+
+
+def sealed_bytes(version: int, kind: int, count: int, bits: int, at_ms: int, *parts: bytes | bytearray) -> bytes:
+    """Return header, parts and trailer as the bytes of one block."""
+    body = b"".join([_HEADER.pack(version, kind, at_ms & 0xFFFF, count, bits, at_ms >> 16), *parts])
     return body + _CRC.pack(zlib.crc32(body))
+
+
+def moments(rows: Sequence[tuple[int, int, bytes]]) -> tuple[Array, Array]:
+    """Return the last positions of journal rows and the times (ms) at which they were appended."""
+    told = [(row[0], row[2][:16]) for row in rows if len(row[2]) >= 16]
+    heads = np.frombuffer(b"".join(head for _, head in told), _HEAD)
+    seqs = np.array([seq for seq, _ in told], dtype="<i8")
+    return seqs, (heads["high"].astype("<i8") << 16) | heads["low"]
 
 
 def decode(blob: bytes, where: str) -> tuple[int, Columns]:
     """Return (kind, columns) of a block. The arrays are read-only views of `blob`. Raises ChunkCorrupt."""
-    kind, count, bits = _verify(blob, where)
+    version, kind, count, bits = _verify(blob, where)
     columns: Columns = {}
     offset = _HEADER.size
-    for bit, (name, _code) in enumerate(_SCHEMAS[kind]):
+    if version == _ROWS:
+        table = np.frombuffer(blob, _record_dtype(kind, bits), count, offset)
+        return kind, {name: table[name] for name in table.dtype.names or ()}
+    for bit, (name, dtype) in enumerate(DTYPES[kind].items()):
         if bits >> bit & 1:
-            dtype = DTYPES[kind][name]
             columns[name] = np.frombuffer(blob, dtype, count, offset)
             offset += count * dtype.itemsize
     return kind, columns
 
 
-def _verify(blob: bytes, where: str) -> tuple[int, int, int]:
+def _verify(blob: bytes, where: str) -> tuple[int, int, int, int]:
     size = len(blob) - _CRC.size
     if size < _HEADER.size or zlib.crc32(memoryview(blob)[:size]) != _CRC.unpack_from(blob, size)[0]:
-        raise ChunkCorrupt(f"{where} fails its checksum", hint=_REPAIR)
+        raise ChunkCorrupt(f"{where} fails its checksum", hint=REPAIR)
     version, kind, _, count, bits, _ = _HEADER.unpack_from(blob)
-    if version != _VERSION or kind not in _SCHEMAS:
+    if version not in (_VERSION, _ROWS) or kind not in _SCHEMAS:
         raise ChunkCorrupt(f"{where} is of an unknown kind ({version}/{kind})", hint="install a newer onetape")
-    if len(blob) != count * (_row_dtype(kind, bits).itemsize - _HEADER.size - _CRC.size) + _HEADER.size + _CRC.size:
-        raise ChunkCorrupt(f"{where} has the wrong size", hint=_REPAIR)
-    return kind, count, bits
+    if len(blob) != count * _record_dtype(kind, bits).itemsize + _HEADER.size + _CRC.size:
+        raise ChunkCorrupt(f"{where} has the wrong size", hint=REPAIR)
+    return version, kind, count, bits
 
 
 def decode_many(rows: Sequence[tuple[int, int, bytes]], where: str) -> dict[int, Columns]:
     """Return the columns, with seq, of journal rows (seq_last, count, payload) in their order, by kind.
 
-    Rows of one record and one layout, which single appends leave by the thousand, are decoded in one go.
+    Rows of one record and one size, which single appends leave by the thousand, are decoded in one go.
     """
-    singles: dict[bytes, tuple[list[int], list[bytes]]] = {}
+    singles: dict[int, tuple[list[int], list[bytes]]] = {}
     parts: dict[int, list[Columns]] = {}
     for seq_last, count, blob in rows:
         if count == 1:
-            header = blob[:16]
-            group = singles.get(header)
+            group = singles.get(len(blob))
             if group is None:
-                group = singles[header] = ([], [])
+                group = singles[len(blob)] = ([], [])
             group[0].append(seq_last)
             group[1].append(blob)
         elif count:
             kind, columns = decode(blob, f"{where} row {seq_last}")
             columns["seq"] = np.arange(seq_last - count + 1, seq_last + 1, dtype="<i8")
             parts.setdefault(kind, []).append(columns)
-    for seqs, blobs in singles.values():
-        kind, columns = _decode_singles(seqs, blobs, where)
-        parts.setdefault(kind, []).append(columns)
+    for size, (seqs, blobs) in singles.items():
+        for kind, columns in _decode_singles(size, seqs, blobs, where):
+            parts.setdefault(kind, []).append(columns)
     return {kind: _in_seq_order(concatenate(kind, found_parts)) for kind, found_parts in parts.items()}
 
 
-def _decode_singles(seqs: list[int], blobs: list[bytes], where: str) -> tuple[int, Columns]:
-    kind, _, bits = _verify(blobs[0], f"{where} row {seqs[0]}")
-    dtype = _row_dtype(kind, bits)
-    joined = b"".join(blobs)
-    size = dtype.itemsize
-    if len(joined) != size * len(blobs):
-        raise ChunkCorrupt(f"{where} rows {seqs[0]} to {seqs[-1]} have the wrong size", hint=_REPAIR)
-    table = np.frombuffer(joined, dtype)
+def _decode_singles(size: int, seqs: list[int], blobs: list[bytes], where: str) -> Iterator[tuple[int, Columns]]:
+    if size < _HEADER.size + _CRC.size:
+        raise ChunkCorrupt(f"{where} row {seqs[0]} has the wrong size", hint=REPAIR)
     for at, total in enumerate(map(zlib.crc32, blobs)):
         if total != _INTACT:
-            raise ChunkCorrupt(f"{where} row {seqs[at]} fails its checksum", hint=_REPAIR)
-    columns = {name: table[name] for name in dtype.names or () if not name.startswith("_")}
-    columns["seq"] = np.array(seqs, dtype="<i8")
-    return kind, columns
+            raise ChunkCorrupt(f"{where} row {seqs[at]} fails its checksum", hint=REPAIR)
+    joined = b"".join(blobs)
+    heads = np.frombuffer(joined, np.dtype([("head", _HEAD), ("rest", f"V{size - _HEADER.size}")]))["head"]
+    layouts = heads["bits"].astype("<u8") << 8 | heads["kind"]
+    positions = np.array(seqs, dtype="<i8")
+    for layout in np.unique(layouts).tolist():
+        kind, bits = layout & 0xFF, layout >> 8
+        which = np.flatnonzero(layouts == layout)
+        _verify(blobs[which[0]], f"{where} row {seqs[which[0]]}")
+        dtype = _row_dtype(kind, bits)
+        table = np.frombuffer(joined, dtype)
+        columns = {name: table[name] for name in dtype.names or () if not name.startswith("_")}
+        columns["seq"] = positions
+        yield kind, columns if len(which) == len(seqs) else take(columns, which)
 
 
 def _in_seq_order(columns: Columns) -> Columns:
@@ -184,16 +246,15 @@ def _in_seq_order(columns: Columns) -> Columns:
     return take(columns, np.argsort(seq, kind="stable"))
 
 
-_row_dtypes: dict[tuple[int, int], np.dtype[Any]] = {}
+@cache
+def _record_dtype(kind: int, bits: int) -> np.dtype[Any]:
+    return np.dtype([column for bit, column in enumerate(_SCHEMAS[kind]) if bits >> bit & 1])
 
 
+@cache
 def _row_dtype(kind: int, bits: int) -> np.dtype[Any]:
-    known = _row_dtypes.get((kind, bits))
-    if known is None:
-        fields = [("_header", "V16")]
-        fields += [column for bit, column in enumerate(_SCHEMAS[kind]) if bits >> bit & 1]
-        known = _row_dtypes[kind, bits] = np.dtype([*fields, ("_crc", "<u4")])
-    return known
+    fields = [column for bit, column in enumerate(_SCHEMAS[kind]) if bits >> bit & 1]
+    return np.dtype([("_header", "V16"), *fields, ("_crc", "<u4")])
 
 
 def concatenate(kind: int, parts: Sequence[Columns]) -> Columns:
@@ -216,6 +277,19 @@ def take(columns: Columns, which: Array) -> Columns:
     return {name: column[which] for name, column in columns.items()}
 
 
+def in_symbol_order(symbols: Array, ts: Array, seq: Array) -> bool:
+    """Return whether records are sorted by symbol, and each symbol's in canonical order."""
+    same = symbols[1:] == symbols[:-1]
+    if not same.all() and bool((symbols[1:] < symbols[:-1]).any()):
+        return False
+    later = ts[1:] > ts[:-1]
+    later |= ~same
+    if later.all():
+        return True
+    later |= (ts[1:] == ts[:-1]) & (seq[1:] > seq[:-1])
+    return bool(later.all())
+
+
 def canonical(columns: Columns) -> Columns:
     """Return the rows in canonical order (ts_event_ns, seq)."""
     ts = columns["ts_event_ns"]
@@ -232,6 +306,7 @@ _packers: dict[int, struct.Struct] = {}
 _astuple = msgspec.structs.astuple
 _crc32 = zlib.crc32
 _pack_crc = _CRC.pack
+_now_ns = time.time_ns
 #: The shapes most feeds send, packed without a loop: a trade with both sides of the book, a trade, a quote.
 _FULL = struct.Struct("<BBHIIIqddddddI").pack
 _FULL_SIDE = struct.Struct("<BBHIIIqddddddIb").pack
@@ -259,6 +334,8 @@ def encode_tick(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
      received, _) = _astuple(tick)  # fmt: skip
     if not 0 <= ts < 0x7FFFFFFFFFFFFFFF:
         return None
+    at_ms = _now_ns() // 1_000_000
+    low, high = at_ms & 0xFFFF, at_ms >> 16
     if (
         open_ is None
         and high is None
@@ -278,7 +355,7 @@ def encode_tick(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
                 if total - total != 0.0 or size < 0.0 or bid_size < 0.0 or ask_size < 0.0:
                     return None
                 if side == 0:
-                    body = _FULL(1, 0, 0, 1, 0x1007F, 0, ts, price, size, bid, ask, bid_size, ask_size, symbol_id)
+                    body = _FULL(1, 0, low, 1, 0x1007F, high, ts, price, size, bid, ask, bid_size, ask_size, symbol_id)
                     return body + _pack_crc(_crc32(body))
                 if side == 1 or side == -1:
                     body = _FULL_SIDE(
@@ -290,19 +367,19 @@ def encode_tick(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
             if total - total != 0.0 or size < 0.0:
                 return None
             if side == 0:
-                body = _TRADE(1, 0, 0, 1, 0x10007, 0, ts, price, size, symbol_id)
+                body = _TRADE(1, 0, low, 1, 0x10007, high, ts, price, size, symbol_id)
                 return body + _pack_crc(_crc32(body))
             if side == 1 or side == -1:
-                body = _TRADE_SIDE(1, 0, 0, 1, 0x90007, 0, ts, price, size, symbol_id, side)
+                body = _TRADE_SIDE(1, 0, low, 1, 0x90007, high, ts, price, size, symbol_id, side)
                 return body + _pack_crc(_crc32(body))
             return None
         if quoted and price is size is None and side == 0:
             total = bid + ask + bid_size + ask_size
             if total - total != 0.0 or bid_size < 0.0 or ask_size < 0.0:
                 return None
-            body = _QUOTE(1, 0, 0, 1, 0x10079, 0, ts, bid, ask, bid_size, ask_size, symbol_id)
+            body = _QUOTE(1, 0, low, 1, 0x10079, high, ts, bid, ask, bid_size, ask_size, symbol_id)
             return body + _pack_crc(_crc32(body))
-    return _encode_any(tick, symbol_id, source_id)
+    return _encode_any(tick, symbol_id, source_id, at_ms)
 
 
 _FLOATS: tuple[tuple[str, int, bool], ...] = tuple(
@@ -313,7 +390,7 @@ _FLOATS: tuple[tuple[str, int, bool], ...] = tuple(
 _TOLD = 0b11010  # price, bid, ask
 
 
-def _encode_any(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
+def _encode_any(tick: Tick, symbol_id: int, source_id: int, at_ms: int) -> bytes | None:
     bits = 0x10001
     values: list[float | int] = [tick.ts_event_ns]
     add = values.append
@@ -349,5 +426,7 @@ def _encode_any(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
             return None
         bits |= 0x80000
         add(n)
-    body = (_packers.get(bits) or _packer(bits)).pack(_VERSION, KIND_TICK, 0, 1, bits, 0, *values)
+    body = (_packers.get(bits) or _packer(bits)).pack(
+        _VERSION, KIND_TICK, at_ms & 0xFFFF, 1, bits, at_ms >> 16, *values
+    )
     return body + _pack_crc(_crc32(body))

@@ -1,65 +1,176 @@
-"""Chunks: the sealed records of one symbol and one day at the most, written and found."""
+"""Chunks: the sealed records of one symbol (or of several that are rare) and one day at the most, written and found."""
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import apsw
 import numpy as np
 
-from onetape.store.block import Columns, canonical, concatenate, decode, encode, take
-from onetape.store.layout import DAY_NS, ENCODING_PLAIN
+from onetape.store import block, packed
+from onetape.store.block import DTYPES, Columns, canonical, concatenate, in_symbol_order, take
+from onetape.store.layout import CHUNK_RECORDS_MAX, DAY_NS, ENCODING_PACKED, ENCODING_PLAIN, MIXED
+
+_INSERT = (
+    "INSERT INTO chunk(kind, symbol_id, seal, ts_min, ts_max, seq_min, seq_max, count, sealed_ns, encoding, payload)"
+    " VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+)
+_COLUMNS = "id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding, payload"
 
 
-def write(connection: apsw.Connection, kind: int, columns: Columns, seal: int, sealed_ns: int) -> None:
-    """Write one span's records of one kind as chunks: split by symbol and UTC day, in canonical order."""
-    symbols = columns["symbol"]
-    order = np.lexsort((columns["seq"], columns["ts_event_ns"], symbols))
-    ordered = take(columns, order)
-    symbols, days = ordered.pop("symbol"), ordered["ts_event_ns"] // DAY_NS
+class Chunk(NamedTuple):
+    """A row of table chunk."""
+
+    id: int
+    kind: int
+    symbol_id: int
+    ts_min: int
+    ts_max: int
+    seq_min: int
+    seq_max: int
+    records: int
+    encoding: int
+    payload: bytes
+
+    def decode(self, wanted: Collection[str] | None = None) -> Columns:
+        """Return the records' columns, those of `wanted` that are there, or all. Raises ChunkCorrupt."""
+        if self.encoding == ENCODING_PLAIN:
+            columns = block.decode(self.payload, self.where)[1]
+            return columns if wanted is None else {name: columns[name] for name in columns if name in wanted}
+        return packed.unpack(self.payload, self.where, wanted)[1]
+
+    @property
+    def where(self) -> str:
+        """Return what an error calls it."""
+        whose = f"of symbol {self.symbol_id}" if self.symbol_id else "of several symbols"
+        return f"chunk {self.id} ({whose}, times {self.ts_min} to {self.ts_max})"
+
+
+def rows(
+    kind: int, columns: Columns, seal: int, sealed_ns: int, own_from: int, level: int = packed.FAST
+) -> Iterator[tuple[Any, ...]]:
+    """Yield one span's records of one kind as rows of table chunk, in order of symbol, day and time.
+
+    A symbol with fewer than `own_from` records of a day shares a chunk with others of its kind.
+    """
+    ordered = by_symbol(columns)  # at once, where it is sorted already
+    symbols, ts = ordered["symbol"], ordered["ts_event_ns"]
+    days = ts // DAY_NS if int(ts.min()) // DAY_NS != int(ts.max()) // DAY_NS else np.zeros(len(ts), dtype="<i8")
     edge = np.flatnonzero((symbols[1:] != symbols[:-1]) | (days[1:] != days[:-1])) + 1
-    bounds = [0, *edge.tolist(), len(symbols)]
-    rows = []
-    for start, end in itertools.pairwise(bounds):
-        part = {name: column[start:end] for name, column in ordered.items()}
-        ts = part["ts_event_ns"]
-        rows.append(
-            (
-                kind,
-                int(symbols[start]),
-                seal,
-                int(ts[0]),
-                int(ts[-1]),
-                int(part["seq"].max()),
-                end - start,
-                sealed_ns,
-                ENCODING_PLAIN,
-                encode(kind, part),
-            )
-        )
-    connection.executemany(
-        "INSERT INTO chunk(kind, symbol_id, seal, ts_min, ts_max, seq_max, count, sealed_ns, encoding, payload)"
-        " VALUES (?,?,?,?,?,?,?,?,?,?)",
-        rows,
+    starts = np.concatenate(([0], edge))
+    counts = np.diff(np.append(starts, len(ts)))
+    alone = {name: column for name, column in ordered.items() if name != "symbol"}
+    for start, count in zip(starts[counts >= own_from].tolist(), counts[counts >= own_from].tolist(), strict=True):
+        whole = {name: column[start : start + count] for name, column in alone.items()}
+        for part in _pieces(whole, count):
+            yield _row(kind, int(symbols[start]), seal, sealed_ns, part, level)
+    few = np.repeat(counts < own_from, counts)
+    if few.any():
+        shared = ordered if few.all() else take(ordered, few)
+        days = shared["ts_event_ns"] // DAY_NS
+        for day in np.unique(days).tolist():
+            mask = days == day
+            count = int(np.count_nonzero(mask))
+            for part in _pieces(shared if mask.all() else take(shared, mask), count):
+                yield _row(kind, MIXED, seal, sealed_ns, part, level)
+
+
+def by_symbol(columns: Columns) -> Columns:
+    """Return records sorted by symbol, and each symbol's in canonical order."""
+    symbols, ts, seq = columns["symbol"], columns["ts_event_ns"], columns["seq"]
+    if len(ts) < 2 or in_symbol_order(symbols, ts, seq):
+        return columns
+    narrow = symbols.astype("<u2") if int(symbols.max()) < 65536 else symbols  # sorted by radix
+    ordered = take(columns, np.argsort(narrow, kind="stable"))
+    symbols, ts, seq = ordered["symbol"], ordered["ts_event_ns"], ordered["seq"]
+    return ordered if in_symbol_order(symbols, ts, seq) else take(ordered, np.lexsort((seq, ts, symbols)))
+
+
+def _pieces(columns: Columns, count: int) -> Iterator[Columns]:
+    """Yield records in even pieces that fit a chunk."""
+    number = -(-count // CHUNK_RECORDS_MAX)
+    size = -(-count // number)
+    for start in range(0, count, size):
+        yield {name: column[start : start + size] for name, column in columns.items()} if number > 1 else columns
+
+
+def _row(kind: int, symbol_id: int, seal: int, sealed_ns: int, part: Columns, level: int) -> tuple[Any, ...]:
+    ts, seq = part["ts_event_ns"], part["seq"]
+    first, last = (int(ts[0]), int(ts[-1])) if symbol_id else (int(ts.min()), int(ts.max()))
+    return (
+        kind,
+        symbol_id,
+        seal,
+        first,
+        last,
+        int(seq.min()),
+        int(seq.max()),
+        len(ts),
+        sealed_ns,
+        ENCODING_PACKED,
+        packed.pack(kind, part, level),
     )
 
 
-def read(connection: apsw.Connection, kind: int, symbol_id: int, start_ns: int, end_ns: int) -> Columns | None:
-    """Return one symbol's sealed records with start_ns <= ts_event_ns < end_ns in canonical order, or None.
+def insert(connection: apsw.Connection, made: Iterator[tuple[Any, ...]] | Sequence[tuple[Any, ...]]) -> None:
+    """Write rows that rows() made."""
+    connection.executemany(_INSERT, made)
+
+
+def overlapping(
+    connection: apsw.Connection, kind: int, symbol_id: int, start_ns: int, end_ns: int, as_of: int | None = None
+) -> list[Chunk]:
+    """Return the chunks that may hold records of a symbol with start_ns <= ts_event_ns < end_ns, by ts_min.
 
     A chunk spans at most one UTC day, so its newest time is less than a day past `end_ns` if it reaches into
     the span: the index bounds the search on both sides.
     """
-    rows: list[Any] = connection.execute(
-        "SELECT id, payload FROM chunk WHERE kind = ? AND symbol_id = ? AND ts_max >= ? AND ts_max < ?"
-        " AND ts_min < ? ORDER BY ts_max",
-        (kind, symbol_id, start_ns, min(end_ns + DAY_NS, 2**63 - 1), end_ns),
+    found = connection.execute(
+        f"SELECT {_COLUMNS} FROM chunk WHERE kind = ? AND symbol_id IN (?, {MIXED}) AND ts_max >= ? AND ts_max < ?"
+        " AND ts_min < ?" + ("" if as_of is None else " AND seq_min <= ?") + " ORDER BY ts_min",
+        (kind, symbol_id, start_ns, min(end_ns + DAY_NS, 2**63 - 1), end_ns, *([] if as_of is None else [as_of])),
     ).fetchall()  # a damaged chunk must not leave the statement, and with it the read transaction, open
-    parts = [decode(payload, f"chunk {chunk_id}")[1] for chunk_id, payload in rows]
+    return [Chunk._make(row) for row in found]
+
+
+def read(
+    connection: apsw.Connection,
+    kind: int,
+    symbol_id: int,
+    start_ns: int,
+    end_ns: int,
+    wanted: Collection[str] | None = None,
+    as_of: int | None = None,
+    beside: Columns | None = None,
+) -> Columns | None:
+    """Return one symbol's sealed records with start_ns <= ts_event_ns < end_ns in canonical order, or None.
+
+    wanted: only these columns and ts_event_ns and seq. beside: records of the symbol from the journal, of that span
+    already, with all their columns, which are merged in.
+    """
+    needed = None if wanted is None else {"ts_event_ns", "seq", *wanted}
+    found = overlapping(connection, kind, symbol_id, start_ns, end_ns, as_of)
+    own = [chunk for chunk in found if chunk.symbol_id]
+    parts = [] if beside is None else [beside]
+    for chunk in found:
+        if not chunk.symbol_id:
+            mine = _of_symbol(chunk, symbol_id, needed)
+            if mine is not None:
+                parts.append(mine)
+    if own:
+        parts.append(_own(kind, own, needed))
     if not parts:
         return None
-    joined = canonical(concatenate(kind, parts))
+    joined = concatenate(kind, parts)
+    if needed is not None:
+        joined = {name: column for name, column in joined.items() if name in needed}
+    if as_of is not None and int(joined["seq"].max(initial=0)) > as_of:
+        joined = take(joined, joined["seq"] <= as_of)
+    if len(parts) > 1 or not _sorted(own):
+        joined = canonical(joined)
     ts = joined["ts_event_ns"]
     start, end = np.searchsorted(ts, [start_ns, end_ns])
     if start == 0 and end == len(ts):
@@ -67,37 +178,93 @@ def read(connection: apsw.Connection, kind: int, symbol_id: int, start_ns: int, 
     return {name: column[start:end] for name, column in joined.items()}
 
 
-def newest(connection: apsw.Connection, kind: int, symbol_id: int, count: int) -> Columns | None:
+def _sorted(own: Sequence[Chunk]) -> bool:
+    """Return whether chunks of one symbol, by ts_min, follow one another without overlap."""
+    return all(
+        one.ts_max < two.ts_min or (one.ts_max == two.ts_min and one.seq_max < two.seq_min)
+        for one, two in itertools.pairwise(own)
+    )
+
+
+def _of_symbol(chunk: Chunk, symbol_id: int, wanted: Collection[str] | None) -> Columns | None:
+    """Return one symbol's records of a chunk that several share, in canonical order, or None."""
+    symbols = chunk.decode(("symbol",))["symbol"]
+    start, end = np.searchsorted(symbols, [symbol_id, symbol_id + 1])
+    if start == end:
+        return None
+    columns = chunk.decode(wanted)
+    return {name: column[start:end] for name, column in columns.items() if name != "symbol"}
+
+
+def _own(kind: int, own: Sequence[Chunk], wanted: Collection[str] | None) -> Columns:
+    """Return the records of chunks of one symbol, end to end, each column decoded into its place."""
+    if len(own) == 1 or any(chunk.encoding != ENCODING_PACKED for chunk in own):
+        return concatenate(kind, [chunk.decode(wanted) for chunk in own])
+    heads = [packed.directory(chunk.payload, chunk.where) for chunk in own]
+    names = {name for head in heads for name in head.entries if wanted is None or name in wanted}
+    total = sum(head.records for head in heads)
+    columns = {name: np.empty(total, dtype) for name, dtype in DTYPES[kind].items() if name in names}
+    start = 0
+    for chunk, head in zip(own, heads, strict=True):
+        end = start + head.records
+        packed.unpack_into(chunk.payload, head, {name: c[start:end] for name, c in columns.items()}, chunk.where)
+        start = end
+    return columns
+
+
+def newest(
+    connection: apsw.Connection,
+    kind: int,
+    symbol_id: int,
+    count: int,
+    wanted: Collection[str] | None = None,
+    as_of: int | None = None,
+) -> Columns | None:
     """Return one symbol's newest `count` sealed records (or a few more) in canonical order, or None."""
     parts: list[Columns] = []
     have, oldest = 0, -1
-    cursor = connection.execute(
-        "SELECT id, ts_max, payload FROM chunk WHERE kind = ? AND symbol_id = ? ORDER BY ts_max DESC",
-        (kind, symbol_id),
-    )
+    needed = None if wanted is None else {"ts_event_ns", "seq", *wanted}
+    cursors = [
+        connection.cursor().execute(
+            f"SELECT {_COLUMNS} FROM chunk WHERE kind = ? AND symbol_id = ? ORDER BY ts_max DESC", (kind, which)
+        )
+        for which in (symbol_id, MIXED)
+    ]
     try:
-        for chunk_id, ts_max, payload in cursor:
-            if have >= count and ts_max < oldest:
+        for row in heapq.merge(*cursors, key=lambda row: -int(row[4])):
+            chunk = Chunk._make(row)
+            if have >= count and chunk.ts_max < oldest:
                 break
-            part = decode(payload, f"chunk {chunk_id}")[1]
+            if as_of is not None and chunk.seq_min > as_of:
+                continue
+            part = chunk.decode(needed) if chunk.symbol_id else _of_symbol(chunk, symbol_id, needed)
+            if part is not None and as_of is not None and chunk.seq_max > as_of:
+                part = take(part, part["seq"] <= as_of)
+            if part is None or not len(part["ts_event_ns"]):
+                continue
             parts.append(part)
             have += len(part["ts_event_ns"])
             if have >= count:
                 times = np.concatenate([p["ts_event_ns"] for p in parts])
                 oldest = int(np.partition(times, len(times) - count)[len(times) - count])
     finally:
-        cursor.close(True)
+        for cursor in cursors:
+            cursor.close(True)
     return canonical(concatenate(kind, parts)) if parts else None
 
 
-def next_seal(connection: apsw.Connection, after: int) -> int | None:
-    """Return the first seal whose span holds positions greater than `after`, or None."""
-    found = connection.execute("SELECT min(seal) FROM chunk WHERE seal > ?", (after,)).get
-    return None if found is None else int(found)
+def of_span(connection: apsw.Connection, seal: int) -> list[Chunk]:
+    """Return every chunk of one span."""
+    found = connection.execute(f"SELECT {_COLUMNS} FROM chunk WHERE seal = ?", (seal,)).fetchall()
+    return [Chunk._make(row) for row in found]
 
 
-def span(connection: apsw.Connection, seal: int) -> list[tuple[int, int, Columns]]:
-    """Return every chunk of one seal as (kind, symbol_id, columns)."""
-    found = connection.execute("SELECT id, kind, symbol_id, payload FROM chunk WHERE seal = ?", (seal,))
-    rows: list[Any] = found.fetchall()
-    return [(kind, symbol_id, decode(payload, f"chunk {chunk_id}")[1]) for chunk_id, kind, symbol_id, payload in rows]
+def by_kind(found: Sequence[Chunk]) -> dict[int, Columns]:
+    """Return the records of chunks by kind, each with its symbol, in no particular order."""
+    parts: dict[int, list[Columns]] = {}
+    for chunk in found:
+        columns = chunk.decode()
+        if chunk.symbol_id:
+            columns["symbol"] = np.full(len(columns["seq"]), chunk.symbol_id, dtype="<u4")
+        parts.setdefault(chunk.kind, []).append(columns)
+    return {kind: concatenate(kind, joined) for kind, joined in parts.items()}

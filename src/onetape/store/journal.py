@@ -16,9 +16,9 @@ import numpy as np
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, CursorConflict, InvalidRecord
 from onetape.record import SeqRange
-from onetape.store import block, seal
+from onetape.store import block, moments, seal, spans
 from onetape.store.catalog import Catalog
-from onetape.store.layout import DIRECT_RECORDS, SPAN_RECORDS_MAX
+from onetape.store.layout import DIRECT_RECORDS, SEAL_RECORDS_MAX, SPAN_RECORDS_MAX
 from onetape.store.table import Batch
 from onetape.store.validate import Problem
 
@@ -94,6 +94,7 @@ def append(
             batches = _drop_known(connection, batches, identity.ids)
         if identity.cursor is not None:
             _move(connection, identity.cursor)
+        batches = catalog.settle(connection, batches)
         for batch in batches:
             used = np.unique(batch.columns["symbol"]).tolist()
             new_names |= catalog.add(connection, [batch.symbols[i] for i in used], _sources(batch).values())
@@ -137,8 +138,9 @@ def _store(connection: apsw.Connection, catalog: Catalog, batches: list[Batch], 
             source_ids = np.zeros(len(batch.sources) + 1, dtype="<u4")
             source_ids[list(names)] = catalog.ids(connection, "source", names.values())
             columns["source"] = source_ids[columns["source"]]
-        for start in range(0, len(batch), SPAN_RECORDS_MAX):
-            part = {name: column[start : start + SPAN_RECORDS_MAX] for name, column in columns.items()}
+        step = SPAN_RECORDS_MAX if direct else SEAL_RECORDS_MAX
+        for start in range(0, len(batch), step):
+            part = {name: column[start : start + step] for name, column in columns.items()}
             head = _store_part(connection, batch.kind, part, head, direct)
     return head
 
@@ -154,13 +156,15 @@ def _store_part(connection: apsw.Connection, kind: int, part: block.Columns, hea
     if not count:
         return head
     last = head + count
+    at_ms = now_ns() // 1_000_000
     if direct:
         part["seq"] = np.arange(head + 1, last + 1, dtype="<i8")
-        seal.fold(connection, {kind: part}, last)
+        told = moments.encode(np.array([last], dtype="<i8"), np.array([at_ms], dtype="<i8"))
+        seal.fold(connection, {kind: part}, last, spans.MERGED, told)
         connection.execute("INSERT INTO journal VALUES (?, 0, 0, x'')", (last,))  # the head stays readable here
         connection.execute("DELETE FROM journal WHERE seq_last < ?", (last,))
     else:
-        blob = block.encode(kind, part)
+        blob = block.encode(kind, part, at_ms)
         connection.execute("INSERT INTO journal VALUES (?, ?, ?, ?)", (last, count, kind, blob))
     return last
 

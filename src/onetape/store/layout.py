@@ -2,10 +2,15 @@
 
 journal   one row a commit: the newest records, packed, in arrival order; key: the last position in the row
 chunk     one row a symbol, day and seal: records in columns, in canonical order; `encoding` says how packed
-bar       one row a symbol, interval, source and start; the tape's own bars have source 0
+minute    one row a symbol and hour: the tape's own bars of its minutes; key: symbol and hour (store/minutes.py)
+bar       one row a symbol, interval, source and start: bars that were given
 symbol    names, and what the seals have counted; source: names of who sent records
 span      one row a seal: the positions it covers, its level, and when they were appended
 batch     identities of what was appended; cursor: positions of imports; quarantine: refused records
+coverage  one row a symbol, source and span of time: what the source said of it (covered, missing, asked and empty)
+alias     one row a spelling and source ('': any) of a symbol; state.names counts their changes
+continuous  one row a version of a continuous future; roll: the rolls that followers were told of
+snapshot  names of positions, each with a digest of all up to it; damaged: chunks and journal rows taken out of use
 state     one row: the seal (all positions up to it are in chunks), and what retention has removed
 """
 
@@ -18,13 +23,20 @@ APPLICATION_ID = 0x6F746170
 #: Version of this layout (PRAGMA user_version). An older file is upgraded on opening, a newer one refused.
 FORMAT_VERSION = 2
 
-KIND_TICK, KIND_BAR, KIND_CANCEL = 0, 1, 2
-ENCODING_PLAIN = 0
+KIND_TICK, KIND_BAR, KIND_CANCEL, KIND_MINUTE = 0, 1, 2, 3
+#: How a chunk's payload is packed: a block (store/block.py), as format 1 wrote it, or packed columns (store/packed.py).
+ENCODING_PLAIN, ENCODING_PACKED = 0, 1
+#: The symbol of a chunk that several symbols share: its records say which.
+MIXED = 0
 
 #: Records in the journal that make the appender seal them: a full tail costs a reader about 5 ms.
 SEAL_RECORDS = 4096
-#: Records one seal covers at the most: what a replay holds in memory at once, about 8 MB.
-SPAN_RECORDS_MAX = 65_536
+#: Records one seal of the journal covers at the most.
+SEAL_RECORDS_MAX = 65_536
+#: Records one span covers at the most: what a replay holds in memory at once, about 40 MB.
+SPAN_RECORDS_MAX = 524_288
+#: Records of one chunk at the most: larger ones are hardly smaller a record, and cost more to read an hour of.
+CHUNK_RECORDS_MAX = 16_384
 #: An append of at least this many records goes to chunks directly: its journal row would be read once and deleted.
 DIRECT_RECORDS = 8192
 
@@ -95,9 +107,50 @@ CREATE TABLE quarantine(
 #: What makes format 2 of format 1, inside one transaction.
 CHANGES_2 = """
 ALTER TABLE chunk ADD COLUMN seq_min INTEGER NOT NULL DEFAULT 0;
-CREATE TABLE span(seal INTEGER PRIMARY KEY, first INTEGER NOT NULL, level INTEGER NOT NULL, moments BLOB NOT NULL);
-INSERT INTO span SELECT seal, lag(seal, 1, 0) OVER (ORDER BY seal) + 1, 0, x'' FROM (SELECT DISTINCT seal FROM chunk);
+CREATE TABLE span(
+    seal INTEGER PRIMARY KEY, first INTEGER NOT NULL, level INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+    moments BLOB NOT NULL
+);
+CREATE TABLE minute(id INTEGER PRIMARY KEY, payload BLOB NOT NULL);
+CREATE INDEX span_by_level ON span(level, seal);
+CREATE INDEX span_by_time ON span(at_ms);
+INSERT INTO span
+    SELECT seal, lag(seal, 1, 0) OVER (ORDER BY seal) + 1, 0, sealed / 1000000, x''
+    FROM (SELECT seal, max(sealed_ns) AS sealed FROM chunk GROUP BY seal);
 UPDATE chunk SET seq_min = (SELECT first FROM span WHERE span.seal = chunk.seal);
+CREATE TABLE coverage(
+    symbol_id INTEGER NOT NULL,
+    source_id INTEGER NOT NULL,
+    start_ns INTEGER NOT NULL,
+    end_ns INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    said_ns INTEGER NOT NULL,
+    PRIMARY KEY (symbol_id, source_id, start_ns)
+) WITHOUT ROWID;
+CREATE TABLE snapshot(
+    name TEXT PRIMARY KEY, seq INTEGER NOT NULL, digest TEXT, records INTEGER, created_ns INTEGER NOT NULL,
+    note TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE damaged(
+    id INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, place TEXT NOT NULL, symbol_id INTEGER, first INTEGER NOT NULL,
+    last INTEGER NOT NULL, ts_min INTEGER, ts_max INTEGER, records INTEGER NOT NULL, why TEXT NOT NULL,
+    told TEXT NOT NULL, payload BLOB
+);
+ALTER TABLE state ADD COLUMN names INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE alias(
+    name TEXT NOT NULL, source TEXT NOT NULL, symbol TEXT NOT NULL, created_ns INTEGER NOT NULL,
+    PRIMARY KEY (name, source)
+) WITHOUT ROWID;
+CREATE INDEX alias_by_symbol ON alias(symbol);
+CREATE TABLE continuous(
+    name TEXT NOT NULL, version INTEGER NOT NULL, definition TEXT NOT NULL, created_ns INTEGER NOT NULL,
+    PRIMARY KEY (name, version)
+) WITHOUT ROWID;
+CREATE TABLE roll(
+    name TEXT NOT NULL, version INTEGER NOT NULL, old TEXT NOT NULL, new TEXT NOT NULL, ts_ns INTEGER NOT NULL,
+    why TEXT NOT NULL, decided_ns INTEGER NOT NULL,
+    PRIMARY KEY (name, version, old)
+) WITHOUT ROWID;
 """
 
 
@@ -114,3 +167,8 @@ def backup_path(tape: Path, version: int) -> Path:
 def wal_path(tape: Path) -> Path:
     """Return SQLite's write-ahead log of a tape."""
     return tape.with_name(tape.name + "-wal")
+
+
+def index_path(tape: Path) -> Path:
+    """Return the index of that log, which its readers and writers share."""
+    return tape.with_name(tape.name + "-shm")

@@ -10,10 +10,11 @@ import apsw
 import numpy as np
 
 from onetape.record import MINUTE_NS, Tick
-from onetape.store import bars, chunks, seal
-from onetape.store.block import ABSENT, Columns, canonical, concatenate, decode_many, take
+from onetape.store import bars, cancels, chunks, seal
+from onetape.store import minutes as minute_store
+from onetape.store.block import ABSENT, Array, Columns, canonical, concatenate, decode_many, take
 from onetape.store.catalog import Catalog
-from onetape.store.layout import KIND_BAR, KIND_TICK
+from onetape.store.layout import KIND_BAR, KIND_CANCEL, KIND_TICK
 
 TICK_NAMES: tuple[str, ...] = Tick.__struct_fields__
 
@@ -56,36 +57,48 @@ def ticks(
     wanted: only these columns (those a record has, and ts_event_ns and seq); as_of: as the tape was when its last
     position was this.
     """
-    parts = []
-    sealed = chunks.read(connection, kind, symbol_id, start_ns, end_ns)
-    if sealed is not None:
-        parts.append(sealed)
-    fresh = tail(connection).get(kind)
-    if fresh is not None:
-        ts = fresh["ts_event_ns"]
-        mask = (fresh["symbol"] == symbol_id) & (ts >= start_ns) & (ts < end_ns)
-        if mask.any():
-            mine = take(fresh, mask)
-            del mine["symbol"]
-            parts.append(mine)
-    return canonical(concatenate(kind, parts)) if parts else None
+    fresh = tail(connection)
+    beside = cancels.of_symbol(fresh.get(kind), symbol_id, start_ns, end_ns)
+    found = chunks.read(connection, kind, symbol_id, start_ns, end_ns, wanted, as_of, beside)
+    if found is None or kind != KIND_TICK:
+        return found
+    return cancels.without(found, cancels.targets(connection, symbol_id, start_ns, end_ns, fresh, as_of))
 
 
-def newest(connection: apsw.Connection, symbol_id: int, count: int) -> Columns | None:
-    """Return one symbol's newest `count` ticks in canonical order, or None."""
-    parts = []
-    sealed = chunks.newest(connection, KIND_TICK, symbol_id, count)
-    if sealed is not None:
-        parts.append(sealed)
-    fresh = tail(connection).get(KIND_TICK)
-    if fresh is not None:
-        mine = take(fresh, fresh["symbol"] == symbol_id)
-        if len(mine.pop("symbol")):
-            parts.append(mine)
-    if not parts:
-        return None
-    joined = canonical(concatenate(KIND_TICK, parts))
-    return {name: column[-count:] for name, column in joined.items()}
+def newest(
+    connection: apsw.Connection,
+    symbol_id: int,
+    count: int,
+    wanted: Sequence[str] | None = None,
+    as_of: int | None = None,
+) -> Columns | None:
+    """Return one symbol's newest `count` ticks in canonical order, or None; wanted and as_of as in ticks()."""
+    fresh = tail(connection)
+    needed = None if wanted is None else {"ts_event_ns", "seq", *wanted}
+    beside = cancels.of_symbol(fresh.get(KIND_TICK), symbol_id, 0, 2**63 - 1)
+    if beside is not None and as_of is not None:
+        beside = take(beside, beside["seq"] <= as_of)
+    if beside is not None and needed is not None:
+        beside = {name: column for name, column in beside.items() if name in needed}
+    asked = count
+    while True:
+        parts = [] if beside is None else [beside]
+        sealed = chunks.newest(connection, KIND_TICK, symbol_id, asked, wanted, as_of)
+        if sealed is not None:
+            parts.append(sealed)
+        if not parts:
+            return None
+        joined = canonical(concatenate(KIND_TICK, parts))
+        have = len(joined["ts_event_ns"])
+        if not have:
+            return None
+        first = int(joined["ts_event_ns"][max(0, have - asked)])
+        last = int(joined["ts_event_ns"][-1]) + 1
+        stands = cancels.without(joined, cancels.targets(connection, symbol_id, first, last, fresh, as_of))
+        there = int(np.count_nonzero(stands["ts_event_ns"] >= first))
+        if there >= count or have < asked:
+            return {name: column[-count:] for name, column in stands.items()}
+        asked *= 2  # some of the newest were taken back: look further
 
 
 class Names(NamedTuple):
@@ -128,33 +141,46 @@ def _optional(column: Any) -> list[Any]:
 
 def minutes(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int) -> tuple[list[bars.Minute], int]:
     """Return the tape's own minutes with start_ns <= ts_start_ns < end_ns, and the newest trade time (-1: none)."""
-    kept = {
-        row[1]: bars.Minute._make(row)
-        for row in connection.execute(
-            "SELECT symbol_id, ts_start_ns, open, high, low, close, volume, notional, trades, bid_volume, ask_volume,"
-            " revision, first_ts, first_seq, last_ts, last_seq FROM bar WHERE symbol_id = ?"
-            f" AND interval_ns = {MINUTE_NS} AND source_id = 0 AND ts_start_ns >= ? AND ts_start_ns < ?"
-            " ORDER BY ts_start_ns",
-            (symbol_id, start_ns, end_ns),
-        )
-    }
-    before = seal.newest_trades(connection, [symbol_id])
-    newest_ts = before.get(symbol_id, -1)
-    fresh = tail(connection).get(KIND_TICK)
-    if fresh is not None and (fresh["symbol"] == symbol_id).any():
-        found = bars.trades(take(fresh, fresh["symbol"] == symbol_id))
-        if len(found["ts_event_ns"]):
-            newest_ts = max(newest_ts, int(found["ts_event_ns"][-1]))
-            late = bars.late_counts(found, before)
-            for bar in bars.fold(
-                found,
-                late,
-                lambda keys: seal.kept_minutes(connection, keys),
-                lambda sid, start: seal.minute_history(connection, sid, start, fresh),
-            ):
-                if start_ns <= bar.ts_start_ns < end_ns:
-                    kept[bar.ts_start_ns] = bar
-    return [kept[ts] for ts in sorted(kept)], newest_ts
+    found, newest_ts = minute_rows(connection, [symbol_id], start_ns, end_ns)
+    return bars.to_records(found), newest_ts[symbol_id]
+
+
+def minute_rows(
+    connection: apsw.Connection, symbol_ids: Sequence[int], start_ns: int, end_ns: int
+) -> tuple[Array, dict[int, int]]:
+    """Return the own MINUTES (store/bars.py) of symbols with start_ns <= start < end_ns, by symbol id, ascending.
+
+    And the time of the newest trade of each symbol (-1: none), which tells what is complete.
+    """
+    asked = np.array(sorted(symbol_ids), dtype="<u4")
+    kept = minute_store.read_all(connection, asked.tolist(), start_ns, end_ns)
+    before = seal.newest_trades(connection, asked.tolist())
+    newest_ts = {symbol_id: before.get(symbol_id, -1) for symbol_id in asked.tolist()}
+    fresh = tail(connection)
+    ticks_there = _of_symbols(fresh.get(KIND_TICK), asked)
+    taken_back = _of_symbols(fresh.get(KIND_CANCEL), asked)
+    if ticks_there is None and taken_back is None:
+        return kept, newest_ts
+    if ticks_there is not None and "price" in ticks_there:
+        traded = ~np.isnan(ticks_there["price"])
+        for symbol_id in np.unique(ticks_there["symbol"][traded]).tolist():
+            mine = traded & (ticks_there["symbol"] == symbol_id)
+            newest_ts[symbol_id] = max(newest_ts[symbol_id], int(ticks_there["ts_event_ns"][mine].max()))
+    changed = seal.minutes_of(connection, ticks_there, taken_back, fresh)
+    within = (changed["ts_event_ns"] >= start_ns) & (changed["ts_event_ns"] < end_ns)
+    both = np.concatenate((kept, changed[within]))
+    order = both["symbol"].astype("<i8") << 28 | both["ts_event_ns"] // MINUTE_NS
+    by = np.argsort(order, kind="stable")
+    last = np.append(order[by][1:] != order[by][:-1], True) if len(by) else np.zeros(0, dtype=bool)
+    joined = both[by[last]]
+    return joined[joined["trades"] > 0], newest_ts
+
+
+def _of_symbols(columns: Columns | None, symbol_ids: Array) -> Columns | None:
+    if columns is None:
+        return None
+    mask = np.isin(columns["symbol"], symbol_ids)
+    return take(columns, mask) if mask.any() else None
 
 
 class SymbolCounts(NamedTuple):

@@ -8,14 +8,16 @@ import apsw
 import numpy as np
 
 from onetape.errors import TapeError
-from onetape.record import Bar, Tick
-from onetape.store import chunks, given, query, seal
-from onetape.store.block import Array, Columns, concatenate, decode_many, take
-from onetape.store.layout import KIND_TICK
+from onetape.record import Cancel, Record
+from onetape.store import chunks, given, query, seal, spans
+from onetape.store.block import Array, Columns, decode_many, take
+from onetape.store.layout import KIND_CANCEL, KIND_TICK
 from onetape.store.query import Names
 
 #: Journal rows read at once. A row is one commit: one tick or up to a whole span.
 _ROWS_MAX = 256
+#: Sealed positions one step covers at the most.
+_STEP_RECORDS = 65_536
 
 
 class Step(NamedTuple):
@@ -51,18 +53,33 @@ def _sealed_step(connection: apsw.Connection, position: int, all_left: bool) -> 
             position=position,
             pruned_seq=pruned,
         )
-    end = chunks.next_seal(connection, position)
-    if end is not None:
-        parts: dict[int, list[Columns]] = {}
-        for kind, symbol_id, columns in chunks.span(connection, end):
-            symbols = np.full(len(columns["seq"]), symbol_id, dtype="<u4")
-            parts.setdefault(kind, []).append({**columns, "symbol": symbols})
-        found = {}
-        for kind, joined in parts.items():
-            whole = concatenate(kind, joined)
-            found[kind] = take(whole, np.argsort(whole["seq"], kind="stable"))
-        return Step(_after(found, position), end)
-    return Step({}, max(position, seal.seal_position(connection)))
+    span = spans.after(connection, position)
+    if span is None:
+        return Step({}, max(position, seal.seal_position(connection)))
+    found = {kind: _by_position(columns, position) for kind, columns in _span(connection, span.seal).items()}
+    end = min(span.seal, max(position, span.first - 1) + _STEP_RECORDS)
+    return Step({kind: columns for kind, columns in _until(found, end).items() if len(columns["seq"])}, end)
+
+
+def _span(connection: apsw.Connection, seal_at: int) -> dict[int, Columns]:
+    return chunks.by_kind(chunks.of_span(connection, seal_at))
+
+
+def _by_position(columns: Columns, after: int) -> Columns:
+    """Return the records behind a position in order of position."""
+    later = columns["seq"] > after
+    part = columns if later.all() else take(columns, later)
+    return take(part, np.argsort(part["seq"], kind="stable"))
+
+
+def _until(found: dict[int, Columns], end: int) -> dict[int, Columns]:
+    """Return the records up to a position."""
+    return {
+        kind: {
+            name: column[: int(np.searchsorted(columns["seq"], end, side="right"))] for name, column in columns.items()
+        }
+        for kind, columns in found.items()
+    }
 
 
 def _after(found: dict[int, Columns], position: int) -> dict[int, Columns]:
@@ -79,18 +96,17 @@ def first_position(connection: apsw.Connection, start_ns: int) -> int:
     """Return a position before every record with ts_event_ns >= start_ns."""
     with query.snapshot(connection):
         sealed = seal.seal_position(connection)
-        spans = connection.execute("SELECT min(seal) FROM chunk WHERE ts_max >= ?", (start_ns,)).get
-        if spans is None:
-            return sealed
-        before = connection.execute("SELECT max(seal) FROM chunk WHERE seal < ?", (spans,)).get
-        return 0 if before is None else int(before)
+        found = connection.execute(
+            "SELECT min(first) FROM span WHERE seal = (SELECT min(seal) FROM chunk WHERE ts_max >= ?)", (start_ns,)
+        ).get
+        return sealed if found is None else int(found) - 1
 
 
 def records(
     found: dict[int, Columns], names: Names, wanted: Array | None = None, start_ns: int | None = None
-) -> list[Tick | Bar]:
+) -> list[Record]:
     """Return a step's records in order of position, those of the `wanted` symbol ids, from `start_ns` on."""
-    out: list[Tick | Bar] = []
+    out: list[Record] = []
     for kind, columns in found.items():
         part = columns
         if wanted is not None:
@@ -105,6 +121,12 @@ def records(
         rest = {name: column for name, column in part.items() if name != "symbol"}
         if kind == KIND_TICK:
             out.extend(query.to_ticks(rest, symbols, names))
+        elif kind == KIND_CANCEL:
+            fields = (part[name].tolist() for name in ("ts_event_ns", "target", "trade", "seq"))
+            out.extend(
+                Cancel(symbol, ts, target, bool(trade), seq)
+                for symbol, ts, target, trade, seq in zip(symbols, *fields, strict=True)
+            )
         else:
             out.extend(given.to_given_bars(part, symbols, names))
     if len(found) > 1:

@@ -10,17 +10,15 @@ import numpy as np
 
 from onetape.clock import now_ns
 from onetape.record import MINUTE_NS
-from onetape.store import bars, chunks
-from onetape.store.block import Columns, canonical, concatenate, decode_many
-from onetape.store.layout import KIND_BAR, KIND_TICK, SPAN_RECORDS_MAX
+from onetape.store import bars, block, cancels, chunks, minutes, moments, spans
+from onetape.store.block import DTYPES, Array, Columns, decode_many
+from onetape.store.layout import KIND_BAR, KIND_CANCEL, KIND_TICK, SEAL_RECORDS_MAX
 
 _BAR_UPSERT = (
     "INSERT INTO bar(symbol_id, interval_ns, source_id, ts_start_ns, open, high, low, close, volume, notional,"
     " vwap, trades, bid_volume, ask_volume, complete, revision, first_ts, first_seq, last_ts, last_seq)"
     " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
-#: A minute of the tape's own: every part is computed anew, so it replaces.
-_OWN_BAR = _BAR_UPSERT.replace("INSERT", "INSERT OR REPLACE", 1)
 #: A bar somebody gave: a later one with other content is a revision, an equal one changes nothing.
 _GIVEN_BAR = (
     _BAR_UPSERT
@@ -43,7 +41,7 @@ def seal_position(connection: apsw.Connection) -> int:
 def seal(connection: apsw.Connection, at_least: int = 1) -> tuple[int, int]:
     """Seal one span of the journal, if it holds at least `at_least` records; return (seal, head) after it.
 
-    The caller holds a write transaction. One call covers at most SPAN_RECORDS_MAX records or one journal row.
+    The caller holds a write transaction. One call covers at most SEAL_RECORDS_MAX records or one journal row.
     """
     start = seal_position(connection)
     head = int(connection.execute("SELECT max(seq_last) FROM journal").get)
@@ -54,46 +52,54 @@ def seal(connection: apsw.Connection, at_least: int = 1) -> tuple[int, int]:
     found = connection.execute(
         "SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last", (start,)
     )
-    if head - start <= SPAN_RECORDS_MAX:
+    if head - start <= SEAL_RECORDS_MAX:
         rows = found.fetchall()
     else:
         for row in found:
-            if rows and total + row[1] > SPAN_RECORDS_MAX:
+            if rows and total + row[1] > SEAL_RECORDS_MAX:
                 break
             rows.append(row)
             total += row[1]
         found.close(True)  # by force: the rest of the rows are for the next call
     end = rows[-1][0]
-    fold(connection, decode_many(rows, "journal"), end)
+    fold(connection, decode_many(rows, "journal"), end, spans.SEALED, moments.encode(*block.moments(rows)))
     connection.execute("DELETE FROM journal WHERE seq_last <= ? AND seq_last < ?", (end, head))
     if end == head:
         connection.execute("UPDATE journal SET count = 0, payload = x'' WHERE seq_last = ?", (head,))
     return end, head
 
 
-def fold(connection: apsw.Connection, found: dict[int, Columns], end: int) -> None:
-    """Write one span's records as chunks, bars and counts, and move the seal to `end`."""
+def fold(connection: apsw.Connection, found: dict[int, Columns], end: int, level: int, told: tuple[int, bytes]) -> None:
+    """Write the records behind the seal, up to `end`, as a span of chunks, bars and counts, and move the seal.
+
+    `told`: the span's moments, as moments.encode() gives them.
+    """
+    first = seal_position(connection) + 1
     at_ns = now_ns()
-    for kind, columns in found.items():
-        chunks.write(connection, kind, columns, end, at_ns)
-    if KIND_TICK in found:
-        _keep_minutes(connection, found[KIND_TICK])
-        _count(connection, "ticks", found[KIND_TICK])
+    ordered = {kind: chunks.by_symbol(columns) for kind, columns in found.items()}
+    for kind, columns in ordered.items():
+        chunks.insert(connection, chunks.rows(kind, columns, end, at_ns, spans.OWN_FROM[level]))
+    spans.add(connection, end, first, level, *told)
+    if KIND_TICK in ordered or KIND_CANCEL in ordered:
+        _keep_minutes(connection, ordered.get(KIND_TICK), ordered.get(KIND_CANCEL))
+    if KIND_TICK in ordered:
+        _count(connection, "ticks", ordered[KIND_TICK])
     if KIND_BAR in found:
         _keep_given(connection, found[KIND_BAR])
-        _count(connection, "bars", found[KIND_BAR])
+        _count(connection, "bars", ordered[KIND_BAR])
     connection.execute("UPDATE state SET seal = ?", (end,))
 
 
 def _count(connection: apsw.Connection, what: str, columns: Columns) -> None:
+    """Add records, sorted by symbol, to the symbols' counts."""
     symbols, ts = columns["symbol"], columns["ts_event_ns"]
-    order = np.argsort(symbols, kind="stable")
-    ids, starts, counts = np.unique(symbols[order], return_index=True, return_counts=True)
-    least, most = np.minimum.reduceat(ts[order], starts), np.maximum.reduceat(ts[order], starts)
+    starts = np.concatenate(([0], np.flatnonzero(symbols[1:] != symbols[:-1]) + 1))
+    counts = np.diff(np.append(starts, len(symbols)))
+    least, most = np.minimum.reduceat(ts, starts), np.maximum.reduceat(ts, starts)
     connection.executemany(
         f"UPDATE symbol SET {what} = {what} + ?2, ts_min = min(ifnull(ts_min, ?3), ?3),"
         " ts_max = max(ifnull(ts_max, ?4), ?4) WHERE id = ?1",
-        zip(ids.tolist(), counts.tolist(), least.tolist(), most.tolist(), strict=True),
+        zip(symbols[starts].tolist(), counts.tolist(), least.tolist(), most.tolist(), strict=True),
     )
 
 
@@ -107,83 +113,50 @@ def newest_trades(connection: apsw.Connection, symbol_ids: Sequence[int]) -> dic
     return found
 
 
-def kept_minutes(connection: apsw.Connection, keys: list[bars.Key]) -> dict[bars.Key, bars.Minute]:
-    """Return the tape's own minutes that are kept under `keys`."""
-    found = {}
-    for symbol_id, start_ns in keys:
-        for row in connection.execute(
-            "SELECT symbol_id, ts_start_ns, open, high, low, close, volume, notional, trades, bid_volume, ask_volume,"
-            " revision, first_ts, first_seq, last_ts, last_seq FROM bar"
-            f" WHERE symbol_id = ? AND interval_ns = {MINUTE_NS} AND source_id = 0 AND ts_start_ns = ?",
-            (symbol_id, start_ns),
-        ):
-            found[symbol_id, start_ns] = bars.Minute._make(row)
-    return found
-
-
 def minute_history(
-    connection: apsw.Connection, symbol_id: int, start_ns: int, tail: Columns | None = None
+    connection: apsw.Connection, symbol_id: int, start_ns: int, tail: dict[int, Columns] | None = None
 ) -> Columns | None:
-    """Return all trades of one minute, sealed and in `tail`, or None where retention may have removed some."""
+    """Return the trades of one minute that stand, sealed and in `tail`, or None where retention has removed some."""
     if start_ns < int(connection.execute("SELECT pruned_before_ns FROM symbol WHERE id = ?", (symbol_id,)).get):
         return None
-    parts = []
-    sealed = chunks.read(connection, KIND_TICK, symbol_id, start_ns, start_ns + MINUTE_NS)
-    if sealed is not None:
-        parts.append({**sealed, "symbol": np.full(len(sealed["ts_event_ns"]), symbol_id, dtype="<u4")})
-    if tail is not None:
-        ts = tail["ts_event_ns"]
-        mask = (tail["symbol"] == symbol_id) & (ts >= start_ns) & (ts < start_ns + MINUTE_NS)
-        parts.append({name: column[mask] for name, column in tail.items()})
-    return bars.trades(canonical(concatenate(KIND_TICK, parts))) if parts else None
+    end_ns = start_ns + MINUTE_NS
+    beside = None if tail is None else cancels.of_symbol(tail.get(KIND_TICK), symbol_id, start_ns, end_ns)
+    whole = chunks.read(connection, KIND_TICK, symbol_id, start_ns, end_ns, beside=beside)
+    if whole is None:
+        whole = {name: np.zeros(0, dtype) for name, dtype in DTYPES[KIND_TICK].items()}
+    whole = cancels.without(whole, cancels.targets(connection, symbol_id, start_ns, end_ns, tail or {}))
+    return bars.trades({**whole, "symbol": np.full(len(whole["ts_event_ns"]), symbol_id, dtype="<u4")})
 
 
-def _keep_minutes(connection: apsw.Connection, columns: Columns) -> None:
-    found = bars.trades(columns)
-    if not len(found["ts_event_ns"]):
-        return
+def minutes_of(
+    connection: apsw.Connection, ticks: Columns | None, taken_back: Columns | None, tail: dict[int, Columns] | None
+) -> Array:
+    """Return the MINUTES that ticks and cancels change. `tail`: all records of the journal, where these are of it."""
+    none = {name: np.zeros(0, dtype) for name, dtype in DTYPES[KIND_TICK].items()}
+    found = bars.trades(none if ticks is None else ticks)
     symbol_ids = np.unique(found["symbol"]).tolist()
-    late = bars.late_counts(found, newest_trades(connection, symbol_ids))
-    made = bars.fold(
+    late = bars.late_counts(found, newest_trades(connection, symbol_ids)) if symbol_ids else {}
+    return bars.fold(
         found,
         late,
-        lambda keys: kept_minutes(connection, keys),
-        lambda symbol_id, start_ns: minute_history(connection, symbol_id, start_ns),
+        lambda symbols, starts: minutes.kept(connection, symbols, starts),
+        lambda symbol_id, start_ns: minute_history(connection, symbol_id, start_ns, tail),
+        cancels.by_minute(taken_back),
     )
-    connection.executemany(
-        _OWN_BAR,
-        (
-            (
-                bar.symbol_id,
-                MINUTE_NS,
-                0,
-                bar.ts_start_ns,
-                bar.open,
-                bar.high,
-                bar.low,
-                bar.close,
-                bar.volume,
-                bar.notional,
-                bar.vwap,
-                bar.trades,
-                bar.bid_volume,
-                bar.ask_volume,
-                None,
-                bar.revision,
-                bar.first_ts,
-                bar.first_seq,
-                bar.last_ts,
-                bar.last_seq,
-            )
-            for bar in made
-        ),
-    )
-    symbols = found["symbol"]
-    last = np.append(np.flatnonzero(symbols[1:] != symbols[:-1]), len(symbols) - 1)
-    connection.executemany(
-        "UPDATE symbol SET trade_ts_max = max(ifnull(trade_ts_max, ?2), ?2) WHERE id = ?1",
-        zip(symbols[last].tolist(), found["ts_event_ns"][last].tolist(), strict=True),
-    )
+
+
+def _keep_minutes(connection: apsw.Connection, ticks: Columns | None, taken_back: Columns | None) -> None:
+    minutes.write(connection, minutes_of(connection, ticks, taken_back, None))
+    if ticks is None or "price" not in ticks:
+        return
+    there = ~np.isnan(ticks["price"])
+    symbols, ts = ticks["symbol"][there], ticks["ts_event_ns"][there]
+    if len(symbols):
+        last = np.append(np.flatnonzero(symbols[1:] != symbols[:-1]), len(symbols) - 1)
+        connection.executemany(
+            "UPDATE symbol SET trade_ts_max = max(ifnull(trade_ts_max, ?2), ?2) WHERE id = ?1",
+            zip(symbols[last].tolist(), ts[last].tolist(), strict=True),
+        )
 
 
 def given_rows(columns: Columns) -> list[tuple[object, ...]]:

@@ -1,0 +1,170 @@
+"""Minutes: the kept 1-minute bars, a row a symbol and hour, read and written whole.
+
+    byte 0      how the rest is packed: 0 rows (MINUTES without symbol), 1 packed columns (store/packed.py)
+    rows        8 bytes XXH3 of the rows, then the rows
+
+A minute whose trades were all taken back stays, without trades, so that its revision goes on; readers do not see it.
+An hour that trades go on changing is kept as rows; compaction packs those that are over.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apsw
+import numpy as np
+import xxhash
+
+from onetape.errors import ChunkCorrupt
+from onetape.record import MINUTE_NS
+from onetape.store import packed
+from onetape.store.bars import MINUTES
+from onetape.store.block import DTYPES, REPAIR, Array
+from onetape.store.layout import KIND_MINUTE
+
+HOUR_NS = 60 * MINUTE_NS
+_ROWS, _PACKED = b"\x00", b"\x01"
+_HOUR_BITS = 24
+_ROW = np.dtype(list(DTYPES[KIND_MINUTE].items()))
+_NAMES = tuple(_ROW.names or ())
+
+
+def read(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int) -> Array:
+    """Return one symbol's kept MINUTES with start_ns <= start < end_ns, ascending."""
+    found: list[Any] = connection.execute(
+        "SELECT id, payload FROM minute WHERE id BETWEEN ? AND ?",
+        (_id(symbol_id, start_ns), _id(symbol_id, max(end_ns - 1, start_ns))),
+    ).fetchall()
+    minutes = _decode(found)
+    if not len(minutes):
+        return minutes
+    start, end = np.searchsorted(minutes["ts_event_ns"], [start_ns, end_ns])
+    return _told(minutes[start:end])
+
+
+def _told(minutes: Array) -> Array:
+    there = minutes["trades"] > 0
+    return minutes if there.all() else minutes[there]
+
+
+def read_all(connection: apsw.Connection, symbol_ids: Sequence[int], start_ns: int, end_ns: int) -> Array:
+    """Return the kept MINUTES of several symbols with start_ns <= start < end_ns, by symbol ascending."""
+    rows: list[Any] = []
+    for symbol_id in symbol_ids:
+        rows += connection.execute(
+            "SELECT id, payload FROM minute WHERE id BETWEEN ? AND ?",
+            (_id(symbol_id, start_ns), _id(symbol_id, max(end_ns - 1, start_ns))),
+        ).fetchall()
+    minutes = _decode(rows)
+    ts = minutes["ts_event_ns"]
+    return _told(minutes[(ts >= start_ns) & (ts < end_ns)])
+
+
+def _id(symbol_id: int, ns: int) -> int:
+    return symbol_id << _HOUR_BITS | ns // HOUR_NS
+
+
+def _decode(rows: Sequence[tuple[int, bytes]]) -> Array:
+    """Return the minutes of rows of table minute, in their order."""
+    counts, parts = [], []
+    for row_id, payload in rows:
+        if payload[:1] == _ROWS:
+            body = payload[9:]
+            if xxhash.xxh3_64_digest(body) != payload[1:9] or len(body) % _ROW.itemsize:
+                raise ChunkCorrupt(f"the bars of {_shown(row_id)} fail their checksum", hint=REPAIR)
+        else:
+            body = _unpack(row_id, payload)
+        parts.append(body)
+        counts.append(len(body) // _ROW.itemsize)
+    found = np.frombuffer(b"".join(parts), _ROW)
+    minutes = np.empty(len(found), MINUTES)
+    for name in _NAMES:
+        minutes[name] = found[name]
+    minutes["symbol"] = np.repeat(np.array([row[0] >> _HOUR_BITS for row in rows], dtype="<u4"), counts)
+    return minutes
+
+
+def _unpack(row_id: int, payload: bytes) -> bytes:
+    _, columns = packed.unpack(payload[1:], f"the bars of {_shown(row_id)}")
+    rows = np.empty(len(columns["ts_event_ns"]), _ROW)
+    for name in _NAMES:
+        rows[name] = columns.get(name, np.nan)
+    return rows.tobytes()
+
+
+def _shown(row_id: int) -> str:
+    return f"symbol {row_id >> _HOUR_BITS}, hour {row_id & (1 << _HOUR_BITS) - 1}"
+
+
+def kept(connection: apsw.Connection, symbols: Array, starts: Array) -> tuple[Array, Array]:
+    """Return which of the minutes (symbols, starts in ns; sorted) are kept, and those minutes in their places."""
+    keys = symbols.astype("<i8") << _HOUR_BITS | starts // HOUR_NS
+    minutes = _decode(_hours(connection, keys))
+    old = np.zeros(len(keys), MINUTES)
+    have = np.zeros(len(keys), dtype=bool)
+    if len(minutes):
+        known, asked = _order(minutes["symbol"], minutes["ts_event_ns"]), _order(symbols, starts)
+        sorter = np.argsort(known, kind="stable")
+        place = np.minimum(np.searchsorted(known, asked, sorter=sorter), len(known) - 1)
+        have = known[sorter[place]] == asked
+        old[have] = minutes[sorter[place[have]]]
+    return have, old
+
+
+def _order(symbols: Array, starts: Array) -> Array:
+    """Return one number that sorts as (symbol, minute) does: a minute has 28 bits."""
+    order: Array = symbols.astype("<i8") << 28 | starts // MINUTE_NS
+    return order
+
+
+def _hours(connection: apsw.Connection, keys: Array) -> list[tuple[int, bytes]]:
+    rows: list[Any] = []
+    for key in np.unique(keys).tolist():
+        rows += connection.execute("SELECT id, payload FROM minute WHERE id = ?", (key,)).fetchall()
+    return rows
+
+
+def write(connection: apsw.Connection, made: Array) -> None:
+    """Keep MINUTES (by symbol and time), in place of those kept under the same symbol and start."""
+    if not len(made):
+        return
+    keys = made["symbol"].astype("<i8") << _HOUR_BITS | made["ts_event_ns"] // HOUR_NS
+    minutes = _decode(_hours(connection, keys))
+    if len(minutes):
+        both = np.concatenate((minutes, made))
+        order = _order(both["symbol"], both["ts_event_ns"])
+        by = np.argsort(order, kind="stable")
+        last = np.append(order[by][1:] != order[by][:-1], True)
+        made = both[by[last]]
+        keys = made["symbol"].astype("<i8") << _HOUR_BITS | made["ts_event_ns"] // HOUR_NS
+    connection.executemany("INSERT OR REPLACE INTO minute VALUES (?, ?)", _rows(made, keys))
+
+
+def _rows(made: Array, keys: Array) -> Iterator[tuple[int, bytes]]:
+    edges = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+    bounds = [0, *edges.tolist(), len(keys)]
+    rows = np.empty(len(made), _ROW)
+    for name in _NAMES:
+        rows[name] = made[name]
+    for start, end in itertools.pairwise(bounds):
+        body = rows[start:end].tobytes()
+        yield int(keys[start]), _ROWS + xxhash.xxh3_64_digest(body) + body
+
+
+def pack(connection: apsw.Connection, before_ns: int, limit: int) -> int:
+    """Pack some hours that were over before a time and are kept as rows; return how many."""
+    hour = before_ns // HOUR_NS
+    found: list[Any] = connection.execute(
+        f"SELECT id, payload FROM minute WHERE id & {(1 << _HOUR_BITS) - 1} < ? AND substr(payload, 1, 1) = x'00'"
+        " LIMIT ?",
+        (hour, limit),
+    ).fetchall()
+    fresh = []
+    for row in found:
+        minutes = _decode([row])
+        columns = {name: np.ascontiguousarray(minutes[name]) for name in _NAMES}
+        fresh.append((_PACKED + packed.pack(KIND_MINUTE, columns, packed.SMALL), row[0]))
+    connection.executemany("UPDATE minute SET payload = ? WHERE id = ?", fresh)
+    return len(fresh)
