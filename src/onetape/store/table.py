@@ -77,6 +77,8 @@ def from_records(records: Sequence[Tick] | Sequence[Bar], kind: int, offset: int
     values: dict[str, Any] = dict(zip(fields, zip(*map(msgspec.structs.astuple, records), strict=True), strict=True))
     if kind == KIND_BAR:
         values["ts_event_ns"] = values.pop("ts_start_ns")
+        for made in ("session", "number", "ts_end_ns"):
+            del values[made]
         # The tape's own bars are those without a source; what somebody gives is never mistaken for them.
         values["source"] = [source or GIVEN for source in values["source"]]
     return _batch(kind, values, offset)

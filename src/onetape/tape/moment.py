@@ -12,6 +12,8 @@ import apsw
 from onetape.record import Bar, interval_ns
 from onetape.store import days, given, made, query
 from onetape.store.catalog import Catalog
+from onetape.store.interval import parse
+from onetape.store.made import Rule
 from onetape.store.query import Names
 from onetape.tape.handle import Handle
 
@@ -65,7 +67,9 @@ class Moment:
         given_ones = given.given_bars(self._connection, symbol_id, symbol, length, start_ns, end_ns, None, self._names)
         own: list[Bar] = []
         if made.keeps(length):
-            own = made.own_bars(self._connection, symbol_id, symbol, length, start_ns, end_ns)
+            rule = Rule(parse(interval))
+            found = made.bars(self._connection, [symbol_id], rule, start_ns, end_ns)
+            own = made.to_bars(found, {symbol_id: symbol}, rule)
         return sorted([*given_ones, *own], key=lambda bar: bar.ts_start_ns)
 
 

@@ -1,0 +1,277 @@
+"""Aggregations: where one bar ends and the next begins, and what each is. Pure functions of trades in canonical order.
+
+Sums are left folds from zero in canonical order, as store/bars.py makes them: NumPy's bincount and cumsum add one by
+one, so whoever folds the same trades gets the same bytes. Amounts are compared with a margin of 1e-12 of what is asked
+for, so that ten trades of 0.1 make up 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from onetape.store.bars import MINUTES
+from onetape.store.block import Array, Columns
+from onetape.store.interval import Interval
+from onetape.store.sessions import Windows
+
+_SUMS = ("volume", "notional", "bid_volume", "ask_volume")
+_MARGIN = 1e-12
+#: Bars shorter than this are found faster by looking at every trade than by an array operation a bar.
+_SHORT = 64
+#: 1970-01-05, a Monday: so that bars of seven days are weeks.
+_MONDAY = 4
+
+
+class Series(NamedTuple):
+    """What bars are made of: trades, or one price of quotes, in canonical order (ts, seq); size and side if told."""
+
+    ts: Array
+    seq: Array
+    price: Array
+    size: Array | None
+    side: Array | None
+
+    def where(self, mask: Array) -> Series:
+        """Return some of it."""
+        if mask.dtype == bool and mask.all():
+            return self
+        return Series(*(None if column is None else column[mask] for column in self))  # type: ignore[arg-type]
+
+
+def series(columns: Columns, price: str) -> Series:
+    """Return the trades of ticks (price "trade"), or the "bid", the "ask" or the "mid" of their quotes."""
+    ts, seq = columns["ts_event_ns"], columns["seq"]
+    if price == "mid":
+        nothing = np.full(len(ts), np.nan)
+        # Halved before they are added: the sum of two great prices must not be infinite.
+        values = columns.get("bid", nothing) * 0.5 + columns.get("ask", nothing) * 0.5
+    else:
+        values = columns.get("price" if price == "trade" else price, np.full(len(ts), np.nan))
+    found = Series(
+        ts,
+        seq,
+        values + 0.0,  # no bar has a negative zero
+        columns.get("size") if price == "trade" else None,
+        columns.get("side") if price == "trade" else None,
+    )
+    return found.where(~np.isnan(values))
+
+
+class Cells(NamedTuple):
+    """For each time: whether it is in a session, and of its bar of time the start, the end and the trading day."""
+
+    inside: Array
+    starts: Array
+    over: Array
+    days: Array
+
+
+def cells(ts: Array, windows: Windows, interval: Interval) -> Cells:
+    """Return the bars of time that times fall into. `windows` covers whole bars of several days."""
+    span = windows.of(ts)
+    inside = span >= 0
+    if not len(windows.opens):
+        nothing = np.zeros(len(ts), dtype="<i8")
+        return Cells(inside, nothing, nothing, nothing)
+    if interval.kind == "days":
+        first, last = blocks(windows, interval)
+        return Cells(inside, windows.opens[first[span]], windows.closes[last[span]], windows.days[first[span]])
+    step = int(interval.size)
+    opens = windows.opens[span]
+    starts = opens + (ts - opens) // step * step
+    over = np.minimum(np.minimum(starts, 2**63 - 1 - step) + step, windows.closes[span])  # the close cuts the last bar
+    return Cells(inside, starts, over, windows.days[span])
+
+
+def blocks(windows: Windows, interval: Interval) -> tuple[Array, Array]:
+    """Return for each span the first and the last span of its bar of `interval` days."""
+    block = (windows.days - _MONDAY) // int(interval.size)
+    edge = np.flatnonzero(block[1:] != block[:-1]) + 1
+    begin = np.concatenate(([0], edge))
+    end = np.append(edge, len(block)) - 1
+    sizes = end - begin + 1
+    return np.repeat(begin, sizes), np.repeat(end, sizes)
+
+
+def whole_blocks(first_day: int, last_day: int, interval: Interval) -> tuple[int, int]:
+    """Return the days of whole bars of several days around the given ones."""
+    size = int(interval.size) if interval.kind == "days" else 1
+    return first_day - (first_day - _MONDAY) % size, last_day + (-(last_day + 1 - _MONDAY)) % size
+
+
+def edges(*keys: Array) -> Array:
+    """Return where a new group begins in columns that are sorted by group."""
+    count = len(keys[0])
+    changes = np.zeros(max(0, count - 1), dtype=bool)
+    for key in keys:
+        changes |= key[1:] != key[:-1]
+    return np.concatenate(([0], np.flatnonzero(changes) + 1)) if count else np.zeros(0, dtype="<i8")
+
+
+def counted(found: Series, interval: Interval) -> tuple[Array, bool]:
+    """Return where the bars of one session begin in its trades, and whether its last bar is closed."""
+    count = len(found.ts)
+    if interval.kind == "tick":
+        size = int(interval.size)
+        return np.arange(0, count, size), count % size == 0
+    if interval.kind == "range":
+        return np.array(_range_starts(found.price, interval.size)), False
+    amounts = np.zeros(count) if found.size is None else np.where(np.isnan(found.size), 0.0, found.size)
+    starts = _amount_starts(amounts if interval.kind == "volume" else amounts * np.abs(found.price), interval.size)
+    closed = starts[-1] == count
+    return np.array(starts[:-1] if closed else starts), closed
+
+
+def _amount_starts(amounts: Array, limit: float) -> list[int]:
+    """Return where bars begin that close with the amount that fills them; the end, if the last one is closed."""
+    limit *= 1 - _MARGIN
+    count, starts = len(amounts), [0]
+    if limit < _SHORT * float(amounts.mean()):
+        total = 0.0
+        for at, amount in enumerate(amounts.tolist(), 1):
+            total += amount
+            if total >= limit:
+                starts.append(at)
+                total = 0.0
+        return starts
+    at, width = 0, 4 * _SHORT
+    while at < count:
+        place = int(np.searchsorted(np.cumsum(amounts[at : at + width]), limit))
+        if place < min(width, count - at):
+            at += place + 1
+            starts.append(at)
+            width = max(_SHORT, 2 * place)
+        elif at + width >= count:
+            break
+        else:
+            width *= 2
+    return starts
+
+
+def _range_starts(prices: Array, limit: float) -> list[int]:
+    """Return where bars begin whose high and low are at most `limit` apart."""
+    probe = _range_starts_one_by_one(prices[:4096], limit)
+    if len(prices) <= 4096 or len(probe) > 4096 // _SHORT:
+        return probe if len(prices) <= 4096 else _range_starts_one_by_one(prices, limit)
+    count, starts, at, width = len(prices), [0], 0, 4 * _SHORT
+    while at < count:
+        part = prices[at : at + width]
+        high, low = np.maximum.accumulate(part), np.minimum.accumulate(part)
+        wide = high - low > limit + _MARGIN * np.maximum(np.abs(high), np.abs(low))
+        place = int(np.argmax(wide))
+        if wide[place]:
+            at += place
+            starts.append(at)
+            width = max(_SHORT, 2 * place)
+        elif at + width >= count:
+            break
+        else:
+            width *= 2
+    return starts
+
+
+def _range_starts_one_by_one(prices: Array, limit: float) -> list[int]:
+    starts, high, low = [0], float(prices[0]), float(prices[0])
+    for at, price in enumerate(prices.tolist()):
+        high, low = max(high, price), min(low, price)
+        if high - low > limit + _MARGIN * max(abs(high), abs(low)):
+            starts.append(at)
+            high = low = price
+    return starts
+
+
+def fold(found: Series, begin: Array) -> Columns:
+    """Return what the bars are that begin at these places: prices, sums (NaN where nobody told), number of trades."""
+    count, end = len(begin), np.append(begin[1:], len(found.ts))
+    sizes = end - begin
+    group = np.repeat(np.arange(count), sizes)
+    made = _prices(found.price, found.price, found.price, found.price, begin, end)
+    made["trades"] = sizes
+    if found.size is None:
+        return {**made, **{name: np.full(count, np.nan) for name in _SUMS}}
+    sized = ~np.isnan(found.size)
+    told = None if sized.all() else sized
+    amount = found.size if told is None else np.where(sized, found.size, 0.0)
+    made["volume"] = _total(amount, group, count, told)
+    made["notional"] = _total(amount * found.price, group, count, told)
+    side = found.side
+    sided = np.zeros(len(group), dtype=bool) if side is None else sized & (side != 0)
+    for name, sign in (("bid_volume", -1), ("ask_volume", 1)):
+        if side is None or not sided.any():
+            made[name] = np.full(count, np.nan)
+        else:
+            # Zero is added for a trade of the other side: it changes no sum, and says that sides were told.
+            made[name] = _total(np.where(side == sign, amount, 0.0), group, count, sided)
+    return made
+
+
+def join(minutes: Array, begin: Array) -> Columns:
+    """Return what bars are that consist of whole MINUTES: their sums are those of the minutes, added up in order."""
+    count, end = len(begin), np.append(begin[1:], len(minutes))
+    if count == len(minutes):  # each minute is a bar
+        return {name: minutes[name] for name in ("open", "high", "low", "close", "trades", *_SUMS)}
+    group = np.repeat(np.arange(count), end - begin)
+    made = _prices(minutes["open"], minutes["high"], minutes["low"], minutes["close"], begin, end)
+    made["trades"] = np.add.reduceat(minutes["trades"], begin) if count else minutes["trades"]
+    for name in _SUMS:
+        told = ~np.isnan(minutes[name])
+        made[name] = _total(minutes[name], group, count, None if told.all() else told)
+    return made
+
+
+def vwap(made: Columns) -> Array:
+    """Return the volume-weighted prices, NaN without volume."""
+    volume = made["volume"]
+    found = np.full(len(volume), np.nan)
+    np.divide(made["notional"], volume, out=found, where=volume != 0)  # NaN stays NaN
+    return found
+
+
+def to_minutes(found: Series, begin: Array, revisions: Array) -> Array:
+    """Return one symbol's MINUTES of trades, which begin at these places."""
+    made = np.zeros(len(begin), MINUTES)
+    for name, column in fold(found, begin).items():
+        made[name] = column
+    made["ts_event_ns"] = found.ts[begin] - found.ts[begin] % 60_000_000_000
+    made["revision"] = revisions
+    return made
+
+
+def _prices(first: Array, top: Array, bottom: Array, last: Array, begin: Array, end: Array) -> Columns:
+    if not len(begin):
+        return {"open": first, "high": top, "low": bottom, "close": last}
+    return {
+        "open": first[begin],
+        "high": np.maximum.reduceat(top, begin),
+        "low": np.minimum.reduceat(bottom, begin),
+        "close": last[end - 1],
+    }
+
+
+def _total(values: Array, group: Array, count: int, told: Array | None) -> Array:
+    if told is None:
+        return np.bincount(group, values, count)
+    if not told.any():  # (of nothing, bincount makes integers)
+        return np.full(count, np.nan)
+    sums = np.bincount(group[told], values[told], count)
+    sums[np.bincount(group[told], minlength=count) == 0] = np.nan
+    return sums
+
+
+def late(seq: Array, places: Array, after: Array, until: Array) -> Array:
+    """Return which of the records at `places` arrived after one that is later: one of places `after` … `until`.
+
+    seq: of all records, in canonical order; places and until ascend. Of the records of one `until` the least seq behind
+    each is found at once.
+    """
+    found = np.zeros(len(places), dtype=bool)
+    begin = edges(until).tolist()
+    for start, end in itertools.pairwise([*begin, len(places)]):
+        first, limit = int(places[start]), int(until[start])
+        behind = np.minimum.accumulate(seq[first:limit][::-1])[::-1]
+        least = np.append(behind, np.iinfo("<i8").max)
+        found[start:end] = seq[places[start:end]] > least[np.minimum(after[start:end], limit) - first]
+    return found
