@@ -94,6 +94,10 @@ def import_files(
         symbol=symbol,
         source=source,
         timezone=timezone,
+        mapping=parse_mapping(mapping or [], kind.value),
+        kind=None if kind is RecordKind.TICKS else "bars",
+        interval=interval,
+        time_format=time_format,
         as_path=as_path,
         allow_cut=allow_cut,
         repeats=repeats.value,
@@ -182,8 +186,7 @@ def _refuse_csv_options(options: CsvOptions, format: str) -> None:
     from onetape.importing import CsvOptions
 
     plain = CsvOptions()
-    flags = {"mapping": "--map", "kind": "--kind", "interval": "--interval", "delimiter": "--delimiter"}
-    flags |= {"header": "--header", "time_format": "--time-format"}
+    flags = {"delimiter": "--delimiter", "header": "--header"}
     given = [flag for name, flag in flags.items() if getattr(options, name) != getattr(plain, name)]
     if given:
         raise ConfigInvalid(f"{given[0]} is for CSV, this is {format}", hint="leave it out, or say --format csv")

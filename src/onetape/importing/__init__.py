@@ -127,6 +127,8 @@ class _Job:
         self.file, self.options = file, options
         given = [name for name in ("symbol", "source", "interval") if getattr(options, name) is not None]
         self.layout: Layout = names.resolve(file.header, options.kind, options.mapping, given, file.shown)
+        self._own = names.is_own(file.header)
+        self._spoilt: list[int] = []
         self._on_progress = on_progress
         self._stamp = self._stat()
         self._time = "ts_event_ns" if options.kind == "ticks" else "ts_start_ns"
@@ -240,27 +242,42 @@ class _Job:
         return _Batch(first_row, count, self._bars(columns, count, first_row))
 
     def _values(self, field: str, text: Any, first_row: int) -> Any:
+        if field in names.TEXT_FIELDS and self._own:
+            return text if field == "symbol" else pc.if_else(pc.equal(text, ""), None, text)
         if field in names.TEXT_FIELDS:
             trimmed = pc.utf8_trim_whitespace(text)
             return trimmed if field == "symbol" else pc.if_else(pc.equal(trimmed, ""), None, trimmed)
         thousands = self.file.delimiter != ";"
         if field in names.TIME_FIELDS:
+            absent = np.zeros(len(text), dtype=bool)
+            if field == "ts_recv_ns":  # the one time that may be absent
+                absent = pc.is_in(pc.utf8_trim_whitespace(text), values.ABSENT).to_numpy(zero_copy_only=False)
+            if absent.all():
+                return pa.nulls(len(text), pa.int64())
             ns, bad, why = times.read(text, self._form(field, text, first_row), self.options.timezone)
+            if absent.any():
+                ns, bad = pa.array(ns, pa.int64(), mask=absent), bad & ~absent
             found = values.Column(ns, bad, why or f"not a time of the form {self._forms[field]}")
         elif field == "side":
             found = values.sides(text)
+        elif field in names.TRUTH_FIELDS:
+            found = values.truths(text)
         elif field in names.INT_FIELDS:
             found = values.whole_numbers(text, thousands=thousands)
         else:
             found = values.numbers(text, thousands=thousands)
         for at in np.flatnonzero(found.bad).tolist():
             self._refuse(first_row + at, field, text[at].as_py(), found.why)
+            if field in ("complete", "revision"):
+                self._spoilt.append(at)
         return found.values
 
     def _form(self, field: str, text: Any, first_row: int) -> str:
         """Return the form of a column's times: what the first row looks like holds for the whole file."""
         if field not in self._forms:
-            if self.options.time_format != "auto":
+            if self._own and self.layout.columns[field] == (field,):
+                self._forms[field] = "ns"
+            elif self.options.time_format != "auto":
                 self._forms[field] = self.options.time_format
             else:
                 sample = next((t for t in text.slice(0, 1000).to_pylist() if t.strip()), "")
@@ -285,6 +302,12 @@ class _Job:
                 except ValueError:
                     self._refuse(first_row + at, "interval", interval or "", "not an interval such as 1min")
                     lists["interval"][at], lists["ts_start_ns"][at] = "1s", -1
+        for at in self._spoilt:  # the tape is to refuse them as well
+            lists["open"][at] = float("nan")
+        self._spoilt.clear()
+        for field, plain in (("complete", True), ("revision", 0)):
+            if field in lists:
+                lists[field] = [plain if value is None else value for value in lists[field]]
         return [Bar(**dict(zip(lists, row, strict=True))) for row in zip(*lists.values(), strict=True)]
 
     def _check(self, number: int, batch: _Batch) -> None:

@@ -92,12 +92,20 @@ BAR_NAMES: Mapping[str, Sequence[str]] = {
     "trades": _TRADES,
     "bid_volume": ("bid_volume",),
     "ask_volume": ("ask_volume",),
+    "complete": ("complete",),
+    "revision": ("revision",),
     "interval": ("interval", "timeframe", "period"),
     "source": _SOURCE,
 }
 TIME_FIELDS = ("ts_event_ns", "ts_start_ns", "ts_recv_ns")
 TEXT_FIELDS = ("symbol", "source", "interval")
-INT_FIELDS = ("trades", "flags")
+INT_FIELDS = ("trades", "flags", "revision")
+TRUTH_FIELDS = ("complete",)
+
+
+def is_own(header: Sequence[str]) -> bool:
+    """Return whether a header is that of a CSV file which onetape wrote: there texts are exact, blanks included."""
+    return any(f"time,{time}" in ",".join(header) for time in ("ts_event_ns", "ts_start_ns"))
 
 
 class Layout(msgspec.Struct, frozen=True):

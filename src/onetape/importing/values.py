@@ -18,6 +18,11 @@ _SIDES = {
     **dict.fromkeys(("sell", "s", "seller", "sold", "-1"), -1),
     **dict.fromkeys(("", "0", "n", "none", "unknown", "nan", "null"), 0),
 }
+_TRUTHS = {
+    **dict.fromkeys(("true", "t", "yes", "y", "1"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0"), False),
+    **dict.fromkeys(("", "nan", "null", "none"), None),
+}
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?inf(?:inity)?", re.IGNORECASE)
 _WHOLE_MAX = 2**63 - 1
@@ -52,6 +57,16 @@ def sides(texts: Any) -> Column:
     codes = np.array([_SIDES.get(text, 9) for text in encoded.dictionary.to_pylist()], dtype=np.int64)
     values = codes[encoded.indices.to_numpy(zero_copy_only=False)]
     return Column(values, values == 9, "not a side: buy, sell, b, s, 1, -1, 0 or nothing")
+
+
+def truths(texts: Any) -> Column:
+    """Return booleans, null where absent. A bad cell is null."""
+    encoded = pc.utf8_lower(pc.utf8_trim_whitespace(texts)).dictionary_encode()
+    known = encoded.dictionary.to_pylist()
+    bad = np.array([text not in _TRUTHS for text in known], dtype=bool)
+    found = pa.array([_TRUTHS.get(text) for text in known], pa.bool_())
+    indices = encoded.indices.to_numpy(zero_copy_only=False)
+    return Column(found.take(encoded.indices), bad[indices], "not true or false")
 
 
 def _column(texts: Any, kind: Any, one: Callable[[str], Any], wrong: Any, why: str) -> Column:
