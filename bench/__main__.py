@@ -29,6 +29,7 @@ from bench import (
 )
 from bench.measure import Line, Setting
 from bench.peers import field
+from bench.peers.field import PeerFailed
 
 _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "single": single.measure,
@@ -47,7 +48,7 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print one table, and return 0 whether or not a target is reached."""
+    """Measure, print one table, and return 0 whether or not a target is reached; 1 where something did not answer."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(_TOPICS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="a smoke run: shows that it works, measures nothing")
@@ -64,19 +65,24 @@ def main(arguments: list[str]) -> int:
     facts = machine.facts(where)
     print("  ".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
     lines: list[Line] = []
+    failed = False
     with tempfile.TemporaryDirectory(prefix="onetape-bench-", dir=where) as directory:
         setting = Setting(Path(directory), runs, options.quick, options.full)
         try:
             for name in options.topics or _TOPICS:
                 started = time.monotonic()
-                lines += _TOPICS[name](setting)
+                try:
+                    lines += _TOPICS[name](setting)
+                except PeerFailed as error:  # the other topics' figures are not lost for it
+                    failed = True
+                    print(f"{name} ended early: {error}", file=sys.stderr, flush=True)
                 print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         finally:
             field.close(setting)
     print(table.render(lines))
     if options.json is not None:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"facts": facts, "lines": lines}), indent=1))
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

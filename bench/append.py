@@ -9,6 +9,8 @@ from bench import day
 from bench.measure import Line, Setting, against, alone, beside, take_turns
 from bench.peers.field import Field, field
 
+#: Peers that fsync what they append, as "power" does.
+_FSYNC = ("DuckDB", "ArcticDB")
 _SORTED = {"symbol": "sorted by symbol, time", "time": "in time order"}
 
 
@@ -43,7 +45,7 @@ def _bulk(entered: Field, order: str, runs: int) -> list[Line]:
     lines = against(
         f'{told}, "process"', "ticks/s", figures["process"], {name: figures[name] for name in peers}, ratio_at_least=1.2
     )
-    fsyncs = {name: figures[name] for name in peers if name == "DuckDB"}  # of the peers it alone fsyncs
+    fsyncs = {name: figures[name] for name in peers if name in _FSYNC}
     return lines + against(f'{told}, "power"', "ticks/s", figures["power"], fsyncs)
 
 
@@ -73,7 +75,7 @@ def _small(setting: Setting, entered: Field, runs: int) -> list[Line]:
         )
         for name in peers
     ] or [alone('append_table of 1,000, "process"', "ms", figures["process"])]
-    fsyncs = {name: figures[name] for name in peers if name == "DuckDB"}
+    fsyncs = {name: figures[name] for name in peers if name in _FSYNC}
     return lines + against('append_table of 1,000, "power"', "ms", figures["power"], fsyncs, more_is_better=False)
 
 

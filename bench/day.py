@@ -50,13 +50,18 @@ def counts(total: int) -> list[int]:
     return [int(one) for one in found]
 
 
-def write(folder: Path, total: int) -> dict[str, Path]:
-    """Write the day in both orders as Arrow IPC files and return their paths by order."""
-    columns = _columns(total)
+def write(
+    folder: Path, total: int, *, span_ns: int = DAY_NS, grain_ns: int = 1000, name: str = "day"
+) -> dict[str, Path]:
+    """Write the day in both orders as Arrow IPC files and return their paths by order.
+
+    Other than the day: `total` ticks over `span_ns` from its start, at whole multiples of `grain_ns`.
+    """
+    columns = _columns(total, span_ns, grain_ns)
     by_time = np.argsort(columns["ts_event_ns"], kind="stable")
     paths = {}
     for order in ORDERS:
-        paths[order] = folder / f"day-by-{order}.arrow"
+        paths[order] = folder / f"{name}-by-{order}.arrow"
         table = _table(columns if order == "symbol" else {name: column[by_time] for name, column in columns.items()})
         with pa.OSFile(str(paths[order]), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             writer.write_table(table)
@@ -75,14 +80,14 @@ def spans() -> dict[str, tuple[int, int]]:
     return {"hour": (noon, noon + HOUR_NS), "day": (START_NS, START_NS + DAY_NS)}
 
 
-def _columns(total: int) -> dict[str, Any]:
+def _columns(total: int, span_ns: int, grain_ns: int) -> dict[str, Any]:
     random = np.random.default_rng(7)
     parts: dict[str, list[Any]] = {}
     for rank, count in enumerate(counts(total)):
         price = 4000 + 100 * rank + 0.25 * np.cumsum(random.integers(-1, 2, count))
         made = {
             "symbol": np.full(count, rank, "i2"),
-            "ts_event_ns": START_NS + 1000 * np.sort(random.integers(0, DAY_NS // 1000, count)),
+            "ts_event_ns": START_NS + grain_ns * np.sort(random.integers(0, span_ns // grain_ns, count)),
             "price": price,
             "size": np.minimum(random.geometric(0.45, count), 500).astype("f4"),
             "bid": price - 0.25,

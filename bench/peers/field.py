@@ -59,7 +59,7 @@ class Worker:
         try:
             process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             answer = json.loads(process.stdout.readline() or '{"error": "it ended"}')
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):
             answer = {"error": "it ended"}
         if "error" in answer:
             raise PeerFailed(f"{self._name}, asked to {do}: {answer['error']}")
@@ -91,6 +91,8 @@ class Field:
         self.missing: dict[str, str] = {}
         self._filled: dict[str, str] = {}
         self._ours_made: set[str] = set()
+        #: How long the day's compaction took, once tape("compact") is there.
+        self.compact_s = 0.0
 
     @property
     def total(self) -> int:
@@ -101,6 +103,12 @@ class Field:
     def paths(self) -> dict[str, str]:
         """Return the day's files by order: "symbol" and "time"."""
         return {order: str(path) for order, path in day.write(self._folder, self._total).items()}
+
+    @cached_property
+    def fine_path(self) -> str:
+        """Return the file of a tenth of the day, as dense, with times that use every nanosecond."""
+        made = day.write(self._folder, self._total // 10, span_ns=day.DAY_NS // 10, grain_ns=1, name="fine")
+        return str(made["symbol"])
 
     @cached_property
     def ours(self) -> Worker:
@@ -164,8 +172,10 @@ class Field:
             elif name == "fed":
                 self.ours.ask("fed", path=self.paths["time"])
                 self.ours.ask("settle", name="fed")
-            elif not self.tape("fed") or self.ours.ask("compact") is None:
+            elif not self.tape("fed") or (seconds := self.ours.ask("compact")) is None:
                 return False
+            else:
+                self.compact_s = float(seconds)
             self._ours_made.add(name)
         return True
 

@@ -41,3 +41,19 @@ def test_a_quick_benchmark_measures_every_topic(tmp_path: Path) -> None:
     for line in report["lines"]:
         assert line["ours"] > 0 and line["name"] in done.stdout
         assert (line["reached"] is None) == (line["target"] == "")
+
+
+@pytest.mark.slow
+def test_every_peer_answers_what_ours_answers(tmp_path: Path) -> None:
+    python = ROOT / ".venv-peers" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("the peers are not installed: make bench installs them")
+    out = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "bench", "history", "--quick", "--dir", str(tmp_path), "--json", str(out)]
+    environment = {**os.environ, "ONETAPE_BENCH_PEERS": str(python)}
+
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150)
+
+    assert done.returncode == 0, done.stderr  # rows, columns and sums differ nowhere
+    peers = {line["peer"] for line in json.loads(out.read_text())["lines"]}
+    assert {"DuckDB", "ArcticDB", "chDB", "Parquet"} <= peers
