@@ -18,7 +18,7 @@ import numpy as np
 from onetape.clock import now_ns, to_text
 from onetape.errors import ChunkCorrupt, OnetapeError, TapeMissing
 from onetape.record import MINUTE_NS
-from onetape.store import bars, holders, layout, minutes, query, sqlite, wal
+from onetape.store import bars, holders, layout, minutes, peek, query, sqlite, wal
 from onetape.store.block import Columns, decode_many
 from onetape.store.chunks import Chunk
 from onetape.store.findings import Checkup, Findings
@@ -85,7 +85,7 @@ def look_at_files(path: Path, found: Findings) -> wal.Log | None:
     """Look at the file and its log from the outside."""
     log = wal.read(path)
     size = path.stat().st_size
-    head = path.read_bytes()[:100] if size < 4096 else _head(path)
+    head = peek.read(path, 0, 100)
     if size and not head.startswith(b"SQLite format 3\0"):
         found.problem("file", "the first page is damaged, or this was never a tape", _BACKUP)
         return log
@@ -121,11 +121,6 @@ def look_at_files(path: Path, found: Findings) -> wal.Log | None:
             pages=log.suspect,
         )
     return log
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(100)
 
 
 def _size(path: Path) -> int:

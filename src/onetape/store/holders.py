@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from onetape.store import layout
+from onetape.store import layout, peek
 
 #: Behind the two equal headers of the index: frames copied into the file, and the frame each reader reads up to.
 _MARKS_AT = 96
@@ -57,8 +57,7 @@ def pins(path: Path) -> list[Pin]:
     """Return who reads the log at a moment before its end, the oldest first; this process included."""
     index = layout.index_path(path)
     try:
-        with index.open("rb") as file:
-            head = file.read(_MARKS_AT + _MARKS.size)
+        head = peek.read(index, 0, _MARKS_AT + _MARKS.size)
         told = index.stat()
         locks = Path("/proc/locks").read_text()
     except OSError:
@@ -84,8 +83,7 @@ def pins(path: Path) -> list[Pin]:
 def backfilled(path: Path) -> tuple[int, int] | None:
     """Return (frames of the log already copied into the file, frames in the log), or None without an index."""
     try:
-        with layout.index_path(path).open("rb") as file:
-            head = file.read(_MARKS_AT + _MARKS.size)
+        head = peek.read(layout.index_path(path), 0, _MARKS_AT + _MARKS.size)
     except OSError:
         return None
     if len(head) < _MARKS_AT + _MARKS.size:
@@ -102,7 +100,7 @@ def _identities(path: Path) -> Iterator[tuple[int, int]]:
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        told = os.stat(path)
+        told = Path(path).stat()
     except OSError:
         return None
     return told.st_dev, told.st_ino
@@ -110,7 +108,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _pids() -> list[int]:
     try:
-        return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
+        return sorted(int(each.name) for each in Path("/proc").iterdir() if each.name.isdecimal())
     except OSError:
         return []
 

@@ -21,7 +21,7 @@ from onetape.errors import (
     TapeTooNew,
     TapeUnusable,
 )
-from onetape.store import layout
+from onetape.store import layout, wal
 
 Durability = Literal["process", "power"]
 
@@ -84,7 +84,12 @@ def connect(
         connection = _open(path, mode)
         try:
             connection.set_busy_handler(patience(busy_timeout_ms))
-            _check(connection, path, mode, busy_timeout_ms)
+            logged = _logged(path)
+            if logged:  # until it is known to be ours, it must not reach the file
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            _check(connection, path, mode, busy_timeout_ms, logged)
+            if logged:
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
             _configure(connection, mode, durability, busy_timeout_ms)
         except BaseException:
             connection.close()
@@ -161,13 +166,40 @@ def _wal(connection: apsw.Connection, timeout_ms: int) -> None:
             time.sleep(random.uniform(0.0005, 0.003))
 
 
-def _check(connection: apsw.Connection, path: Path, mode: str, timeout_ms: int) -> None:
+def _logged(path: Path) -> bool:
+    log = layout.wal_path(path)
+    return log.exists() and log.stat().st_size > 0
+
+
+def misfit(path: Path) -> str | None:
+    """Return why the log beside a file cannot be its own, as far as a short look tells, or None. Changes nothing."""
+    if not _logged(path) or not wal.is_tape(path):
+        return None
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        with connection:
+            return wal.misfit(connection, path)
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+        return str(error)
+    finally:
+        connection.close()
+
+
+def _check(connection: apsw.Connection, path: Path, mode: str, timeout_ms: int, logged: bool) -> None:
     connection.execute("BEGIN")  # another process may be making the tape: what is read must be of one moment
     try:
         empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
         application, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+        ours = application == layout.APPLICATION_ID and 0 < version <= layout.FORMAT_VERSION
+        wrong = wal.misfit(connection, path) if logged and ours else None
     finally:
         connection.execute("COMMIT")
+    if wrong is not None:
+        raise TapeDamaged(
+            f"{layout.wal_path(path)} does not belong to {path.name}: {wrong}",
+            hint="nothing was changed; onetape doctor --repair sets that log aside",
+        )
     if empty and application == 0:
         if mode == "r":
             raise TapeUnusable(f"{path} is empty", hint="it is not a tape yet; append something first")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import apsw
 import numpy as np
 
-from onetape.store import layout
+from onetape.store import layout, peek
 
 _HEADER = struct.Struct(">IIIIIIII")
 _FRAME_BYTES = 24
@@ -82,9 +82,11 @@ def _intact(frames: Any, told: Any, order: str, start: tuple[int, int]) -> int:
     for first in range(0, len(frames), step):
         part = np.asarray(frames[first : first + step])
         words = np.concatenate((part[:, :8], part[:, _FRAME_BYTES:]), axis=1).view(order + "u4")
-        for at, state in enumerate(_sums(words, state)):
-            if state != (int(told[first + at, 4]), int(told[first + at, 5])):
+        states = _sums(words, state)
+        for at, found in enumerate(states):
+            if found != (int(told[first + at, 4]), int(told[first + at, 5])):
                 return first + at
+        state = states[-1]
     return len(frames)
 
 
@@ -128,12 +130,10 @@ def page(path: Path, number: int, log: Log | None) -> bytes:
         with layout.wal_path(path).open("rb") as file:
             file.seek(log.pages[number] + _FRAME_BYTES)
             return file.read(log.page_bytes)
-    with path.open("rb") as file:
-        head = file.read(100)
-        size = int.from_bytes(head[16:18], "big") or 512
-        size = 65536 if size == 1 else size
-        file.seek((number - 1) * size)
-        return file.read(size)
+    head = peek.read(path, 0, 100)
+    size = int.from_bytes(head[16:18], "big") or 512
+    size = 65536 if size == 1 else size
+    return peek.read(path, (number - 1) * size, size)
 
 
 def version(path: Path, log: Log | None) -> int:
@@ -147,26 +147,60 @@ def is_tape(path: Path) -> bool:
     return int.from_bytes(head[_APPLICATION_ID_AT : _APPLICATION_ID_AT + 4], "big") == layout.APPLICATION_ID
 
 
-def misfit(connection: apsw.Connection) -> str | None:
+def misfit(connection: apsw.Connection, path: Path) -> str | None:
     """Return why the log cannot belong to the file, as far as a short look tells; None if nothing speaks against it.
 
-    A log of another tape, or of an older copy, lays its pages over the file's. What every tape keeps true then does
-    not hold: the journal begins where the seal ended, without a hole up to the head.
+    A log of another tape, or of an older copy, lays its pages over the file's. Then the tape was not made when the
+    file says, or what every tape keeps true does not hold: the journal goes from the seal to the head without a hole.
     """
-    seal = connection.execute("SELECT seal FROM state").get
-    head, count, first = next(
-        iter(
-            connection.execute(
-                "SELECT (SELECT max(seq_last) FROM journal), ifnull(sum(count), 0), min(seq_last - count)"
-                " FROM journal WHERE seq_last > ?",
-                (seal,),
-            )
-        )
-    )
-    if head is None or seal is None:
+    seal, created_ns = connection.execute("SELECT seal, created_ns FROM state").fetchall()[0]
+    root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'state'").get
+    in_file = _created_ns(path, int(root))
+    if in_file is not None and in_file != created_ns:
+        return f"it is of a tape made at {created_ns}, the file of one made at {in_file}"
+    head, count, first = connection.execute(
+        "SELECT (SELECT max(seq_last) FROM journal), ifnull(sum(count), 0), min(seq_last - count)"
+        " FROM journal WHERE seq_last > ?",
+        (seal,),
+    ).fetchall()[0]
+    if head is None:
         return "the journal has no last position"
     if head < seal:
         return f"the journal ends at {head}, before what is sealed up to {seal}"
     if count != head - seal or (count and first != seal):
         return f"the journal holds {count} records behind the seal at {seal}, but its last position is {head}"
     return None
+
+
+def _created_ns(path: Path, root: int) -> int | None:
+    """Return when the tape in the file, without its log, was made; None where that cannot be read there.
+
+    The one row of table `state`, in the only cell of its root page: sqlite.org/fileformat2.html, "B-tree Pages".
+    """
+    try:
+        content = page(path, root, None)
+        if content[0] != 0x0D or content[3:5] != b"\x00\x01":
+            return None
+        at = int.from_bytes(content[8:10], "big")
+        _, at = _varint(content, at)  # of the payload's length, and of the row's key
+        _, at = _varint(content, at)
+        length, body = _varint(content, at)
+        end, kinds = at + length, []
+        while body < end:
+            kind, body = _varint(content, body)
+            kinds.append(kind)
+        sizes = [(0, 1, 2, 3, 4, 6, 8, 8, 0, 0)[kind] for kind in kinds]
+        value = content[end + sum(sizes[:4]) : end + sum(sizes[:5])]
+    except (OSError, IndexError):
+        return None
+    return int.from_bytes(value, "big", signed=True)
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for place in range(9):
+        byte = content[at + place]
+        value = value << 7 | byte & 0x7F
+        if not byte & 0x80:
+            return value, at + place + 1
+    raise IndexError("no number")
