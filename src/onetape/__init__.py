@@ -5,6 +5,7 @@ tape.append(onetape.Tick("ESZ6", onetape.now_ns(), price=6012.25, size=2))
 tape.latest("ESZ6")
 """
 
+from onetape.asof import join_as_of
 from onetape.clock import now_ns, to_ns
 from onetape.errors import (
     ChunkCorrupt,
@@ -13,6 +14,7 @@ from onetape.errors import (
     EndpointError,
     ExportFailed,
     GapUnknown,
+    HistoryGone,
     ImportInvalid,
     InvalidRecord,
     LedgerBusy,
@@ -24,6 +26,8 @@ from onetape.errors import (
     PlanCollision,
     PlanInvalid,
     PreflightRefused,
+    QueryInvalid,
+    QueryTooLarge,
     SnapshotExists,
     SnapshotMissing,
     SubscriberTooSlow,
@@ -41,11 +45,24 @@ from onetape.errors import (
 )
 from onetape.facts import Quarantined, SymbolInfo, TapeStats
 from onetape.live.follower import Follower
+from onetape.live.recent import SymbolMemory
 from onetape.live.subscription import Subscription, SubscriptionStats
 from onetape.record import BUY, SELL, UNKNOWN, Bar, SeqRange, Tick
 from onetape.store.aliases import Alias
+from onetape.store.backup import BackupInfo, RestorePlan
+from onetape.store.continuous import Contract, DaysBefore, OnDates, OpenInterestCrossover, VolumeCrossover
+from onetape.store.findings import Checkup, Finding
+from onetape.store.lifecycle import PrunePlan
+from onetape.store.partition import Gap, Span
+from onetape.store.repair import RepairPlan
+from onetape.store.rolls import Roll
 from onetape.store.snapshots import Digest, Snapshot
+from onetape.store.upgrade import UpgradePlan
 from onetape.tape import Tape, open
+from onetape.tape.care import doctor, repair, restore, upgrade
+from onetape.tape.continuous import Continuous
+from onetape.tape.coverage import Filled, Heartbeat
+from onetape.tape.names import AliasesAdded
 from onetape.tape.snapshots import SnapshotProof
 from onetape.writer import Writer
 
@@ -56,15 +73,26 @@ __all__ = [
     "SELL",
     "UNKNOWN",
     "Alias",
+    "AliasesAdded",
+    "BackupInfo",
     "Bar",
+    "Checkup",
     "ChunkCorrupt",
     "ConfigInvalid",
+    "Continuous",
+    "Contract",
     "CursorConflict",
+    "DaysBefore",
     "Digest",
     "EndpointError",
     "ExportFailed",
+    "Filled",
+    "Finding",
     "Follower",
+    "Gap",
     "GapUnknown",
+    "Heartbeat",
+    "HistoryGone",
     "ImportInvalid",
     "InvalidRecord",
     "LedgerBusy",
@@ -72,20 +100,30 @@ __all__ = [
     "MigrationError",
     "NameAmbiguous",
     "NameTaken",
+    "OnDates",
     "OnetapeError",
+    "OpenInterestCrossover",
     "PlanCollision",
     "PlanInvalid",
     "PreflightRefused",
+    "PrunePlan",
     "Quarantined",
+    "QueryInvalid",
+    "QueryTooLarge",
+    "RepairPlan",
+    "RestorePlan",
+    "Roll",
     "SeqRange",
     "Snapshot",
     "SnapshotExists",
     "SnapshotMissing",
     "SnapshotProof",
+    "Span",
     "SubscriberTooSlow",
     "Subscription",
     "SubscriptionStats",
     "SymbolInfo",
+    "SymbolMemory",
     "Tape",
     "TapeBusy",
     "TapeClosed",
@@ -100,9 +138,16 @@ __all__ = [
     "TapeUnusable",
     "TargetExists",
     "Tick",
+    "UpgradePlan",
+    "VolumeCrossover",
     "Writer",
     "__version__",
+    "doctor",
+    "join_as_of",
     "now_ns",
     "open",
+    "repair",
+    "restore",
     "to_ns",
+    "upgrade",
 ]

@@ -2,6 +2,7 @@
 
 OnetapeError
 ├── ConfigInvalid            a setting or an argument that cannot be used
+│   ├── QueryInvalid         an SQL query that cannot be answered; names line and column
 │   ├── NameTaken            a name that means something else on the tape already
 │   ├── NameAmbiguous        a name that means different symbols to different sources
 │   └── GapUnknown           a continuous future cannot be adjusted: two contracts have no common trade
@@ -18,11 +19,13 @@ OnetapeError
 │   ├── TapeDamaged          SQLite found the file corrupt
 │   ├── ChunkCorrupt         a block of records fails its checksum
 │   ├── CursorConflict       an import position moved under the importer
+│   ├── HistoryGone          retention removed what was being read
 │   ├── SnapshotExists       a snapshot's name is taken
 │   ├── SnapshotMissing      no snapshot of that name
 │   ├── TargetExists         a backup or a restore would overwrite a file
 │   ├── TapeInUse            processes have the file open that is to be replaced; names them
 │   └── TapeClosed           used after close()
+├── QueryTooLarge            an SQL query needs, or answers with, more memory than it may
 ├── SubscriberTooSlow        a subscription with when_slow="disconnect" fell behind
 └── MigrationError
     ├── PlanInvalid          a plan file that cannot be used
@@ -56,6 +59,10 @@ class OnetapeError(Exception):
 
 class ConfigInvalid(OnetapeError):
     """A setting or an argument that cannot be used."""
+
+
+class QueryInvalid(ConfigInvalid):
+    """An SQL query that cannot be answered; `facts["line"]` and `facts["column"]` say where, counted from 1."""
 
 
 class NameTaken(ConfigInvalid):
@@ -137,6 +144,10 @@ class CursorConflict(TapeError):
     """An import position is not where the importer left it: another importer was at work."""
 
 
+class HistoryGone(TapeError):
+    """Retention removed ticks while they were being read in pieces; what was yielded before is right."""
+
+
 class SnapshotExists(TapeError):
     """A snapshot of that name is there already."""
 
@@ -155,6 +166,10 @@ class TapeInUse(TapeError):
 
 class TapeClosed(TapeError):
     """The tape was used after close()."""
+
+
+class QueryTooLarge(OnetapeError):
+    """An SQL query needs more memory than it may take, or its answer is larger than allowed."""
 
 
 class SubscriberTooSlow(OnetapeError):

@@ -70,6 +70,8 @@ class Handle:
         mode: Literal["rw", "r"],
         retention_days: float | None,
         busy_timeout_ms: int,
+        bar_retention_days: float | None = None,
+        memory_bytes: int | None = None,
     ) -> None:
         try:
             self.path = Path(os.path.realpath(path))  # the log lies beside the file, not beside a link to it
@@ -78,6 +80,8 @@ class Handle:
         self.mode = mode
         self.durability = durability
         self._retention_days = retention_days
+        self._bar_retention_days = bar_retention_days
+        self._memory_bytes = memory_bytes
         self._busy_timeout_ms = busy_timeout_ms
         self._recent_per_symbol = recent_per_symbol
         self._forked = False
