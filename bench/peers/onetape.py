@@ -4,19 +4,18 @@ bulk     `tape.append_table(arrow)`, one call
 fed      the same day in time order, 50,000 rows a call, as a feed's minutes arrive
 compact  a copy of the fed tape after `tape.compact()`
 read     `tape.read(symbol, start, end, columns=...)`
+bars     `tape.bars(all symbols, "1min", start, end)`, kept; with `as_of` its head they are folded from the ticks
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -147,20 +146,16 @@ class Onetape:
     def bars(self, repeat: int, name: str = "bulk") -> dict[str, Any]:
         """Return the times of all symbols' 1-minute bars as they are kept."""
         tape = self._tapes[name]
-        start, end = day.spans()["day"]
-        return worker.timed(
-            lambda: pa.concat_tables([tape.bars(symbol, "1min", start, end) for symbol in day.SYMBOLS]), repeat
-        )
+        return worker.timed(lambda: tape.bars(day.SYMBOLS, "1min", *day.spans()["day"]), repeat)
 
     def bars_anew(self, repeat: int, name: str = "bulk") -> dict[str, Any]:
-        """Return the times of the same bars, folded from all ticks."""
+        """Return the times of the same bars, folded from all ticks, and fail where they are not the same."""
         tape = self._tapes[name]
-        start, end = day.spans()["day"]
-
-        def fold() -> pa.Table:
-            return pa.table({"trades": [bar.trades for bar in _folded(tape, start, end)]})
-
-        return worker.timed(fold, repeat)
+        span, head = day.spans()["day"], tape.stats().head
+        found = worker.timed(lambda: tape.bars(day.SYMBOLS, "1min", *span, as_of=head), repeat)
+        if not tape.bars(day.SYMBOLS, "1min", *span).equals(tape.bars(day.SYMBOLS, "1min", *span, as_of=head)):
+            raise RuntimeError("kept bars are not those of the ticks")
+        return found
 
     def small(self, path: str, batches: int, durability: Literal["process", "power"] = "process") -> list[float]:
         """Return the milliseconds of each of several durable appends of 1,000 records."""
@@ -205,23 +200,6 @@ class Onetape:
 
     def path(self, name: str = "bulk") -> str:
         return str(self._tapes[name].path)
-
-
-def _folded(tape: Any, start: int, end: int) -> Any:
-    """Yield every bar of 1 minute, folded from the ticks, though the tape keeps them."""
-    if "kept" in inspect.signature(tape.bars).parameters:
-        for symbol in day.SYMBOLS:
-            yield from tape.bar_records(symbol, "1min", start, end, kept=False)
-        return
-    from onetape.store import bars, query
-
-    with tape._reading() as connection, query.snapshot(connection):
-        for symbol in day.SYMBOLS:
-            symbol_id = tape._catalog.symbol_id(connection, symbol)
-            columns = None if symbol_id is None else query.ticks(connection, symbol_id, start, end)
-            if columns is not None:
-                columns["symbol"] = np.full(len(columns["seq"]), symbol_id, "<u4")
-                yield from bars.of_history(columns)
 
 
 def _ticks(table: pa.Table) -> list[Tick]:
