@@ -28,6 +28,7 @@ from onetape.errors import (
     PreflightRefused,
     QueryInvalid,
     QueryTooLarge,
+    RecordMissing,
     SnapshotExists,
     SnapshotMissing,
     SubscriberTooSlow,
@@ -47,7 +48,7 @@ from onetape.facts import Quarantined, SymbolInfo, TapeStats
 from onetape.live.follower import Follower
 from onetape.live.recent import SymbolMemory
 from onetape.live.subscription import Subscription, SubscriptionStats
-from onetape.record import BUY, SELL, UNKNOWN, Bar, SeqRange, Tick
+from onetape.record import BUY, SELL, UNKNOWN, Bar, Cancel, SeqRange, Tick
 from onetape.store.aliases import Alias
 from onetape.store.backup import BackupInfo, RestorePlan
 from onetape.store.continuous import Contract, DaysBefore, OnDates, OpenInterestCrossover, VolumeCrossover
@@ -76,6 +77,7 @@ __all__ = [
     "AliasesAdded",
     "BackupInfo",
     "Bar",
+    "Cancel",
     "Checkup",
     "ChunkCorrupt",
     "ConfigInvalid",
@@ -108,6 +110,7 @@ __all__ = [
     "PreflightRefused",
     "PrunePlan",
     "Quarantined",
+    "RecordMissing",
     "QueryInvalid",
     "QueryTooLarge",
     "RepairPlan",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from onetape import errors
-from onetape.cli import exporting, importing, migrate, query
+from onetape.cli import continuous, coverage, exporting, importing, migrate, names, query
 from onetape.cli.output import plain
 
 EXIT_CODES = """\b
@@ -81,8 +81,13 @@ app.command("bars")(query.bars)
 app.command("tail", epilog=query.TAIL_ENDS)(query.tail)
 app.command("symbols")(query.symbols)
 app.command("stats")(query.stats)
+app.command("coverage")(coverage.coverage)
+app.command("gaps")(coverage.gaps)
+app.command("heal")(coverage.heal)
 app.command("import")(importing.import_files)
 app.command("export")(exporting.export_files)
+app.add_typer(names.alias, name="alias")
+app.add_typer(continuous.app, name="continuous")
 app.add_typer(migrate.app, name="migrate")
 if importlib.util.find_spec("onetape.cli.demo") is not None:
     app.command("demo")(importlib.import_module("onetape.cli.demo").demo)

@@ -12,17 +12,20 @@ import msgspec
 
 from onetape.clock import to_text
 from onetape.record import BUY, SELL, Bar, Tick
+from onetape.store.rolls import Roll
 
 TICK_COLUMNS = tuple(name for name in Tick.__struct_fields__ if name not in ("symbol", "seq"))
 BAR_COLUMNS = ("open", "high", "low", "close", "volume", "vwap", "trades", "bid_volume", "ask_volume", "source")
 _SIDES = {BUY: "buy", SELL: "sell"}
 
 
-def as_dict(record: Tick | Bar) -> dict[str, Any]:
+def as_dict(record: Tick | Bar | Roll) -> dict[str, Any]:
     """Return a record as JSON shows it: kind, time as ISO text, then what is there; what is absent is left out."""
     fields = {name: value for name, value in msgspec.structs.asdict(record).items() if value is not None}
     if isinstance(record, Bar):
         return {"kind": "bar", "time": to_text(record.ts_start_ns), **fields}
+    if isinstance(record, Roll):
+        return {"kind": "roll", "time": to_text(record.ts_ns), **fields}
     shown = {"kind": "tick", "time": to_text(record.ts_event_ns), **fields}
     if record.ts_recv_ns is not None:
         shown["recv_time"] = to_text(record.ts_recv_ns)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from onetape.tape import Tape
 
 _TEXT = ("symbol", "time", "received", "side", "source", "interval")
+_TIMES = ("ts_event_ns", "ts_start_ns", "ts_ns", "ts_recv_ns", "recv_time", "priced_ns")
+_NOT_IN_A_LINE = ("kind", *_TIMES, "flags", "complete")
 _LATEST = ("ts_event_ns", "price", "size", "bid", "ask", "bid_size", "ask_size", "volume", "source")
 #: How often `tail` looks whether its reader is still there and whether its time is up, while nothing comes.
 _LOOK_S = 0.5
@@ -45,7 +47,7 @@ def latest(symbols: Symbols = None, json: Json = False, tape: TapePath = None) -
     if json:
         _print_json([output.as_dict(tick) for tick in found.values()])
     elif found:
-        rows = [[name, *_cells(tick, _LATEST)] for name, tick in found.items()]
+        rows = [[tick.symbol, *_cells(tick, _LATEST)] for tick in found.values()]
         output.print_table(["symbol", *map(output.heading, _LATEST)], rows, _TEXT)
     for name in asked.keys() - found.keys():
         output.note(f"{name} has no ticks, only bars: see onetape bars {name}")
@@ -78,7 +80,8 @@ def history(
     if json:
         _print_json([_json_row(row, names) for row in rows])
     elif rows:
-        shown = names or [*output.TICK_COLUMNS, "seq"]
+        contract = ["symbol"] if rows[0]["symbol"] != symbol else []  # of a continuous future; or it was an alias
+        shown = names or [*contract, *output.TICK_COLUMNS, "seq"]
         cells = [[output.cell(name, row[name]) for name in shown] for row in rows]
         if not names:  # a column of nothing but "no flags" says nothing
             cells = [["" if n == "flags" and c == "0" else c for n, c in zip(shown, r, strict=True)] for r in cells]
@@ -224,7 +227,7 @@ def _check_known(tape: Tape, names: Sequence[str]) -> None:
     """Refuse a symbol the tape has never seen: a typing error must not look like an empty history."""
     known = [info.symbol for info in tape.symbols()]
     for name in names:
-        if name not in known:
+        if name not in known and tape.symbol_of(name) not in known and not tape.is_continuous(name):
             by_fold = {symbol.casefold(): symbol for symbol in known}
             close = get_close_matches(name.casefold(), by_fold, n=3, cutoff=0.5)
             hint = f"there is {', '.join(by_fold[c] for c in close)}" if close else "see onetape symbols"
@@ -262,9 +265,9 @@ def _tail_json(record: Tick | Bar) -> str:
 
 def _tail_line(record: Tick | Bar) -> str:
     fields = output.as_dict(record)
-    for hidden in ("kind", "ts_event_ns", "ts_start_ns", "ts_recv_ns", "recv_time", "flags", "complete"):
+    for hidden in _NOT_IN_A_LINE:
         fields.pop(hidden, None)
-    time, symbol, seq = fields.pop("time"), fields.pop("symbol"), fields.pop("seq")
+    time, symbol, seq = fields.pop("time"), fields.pop("symbol"), fields.pop("seq", "roll")
     told = "  ".join(f"{name} {output.cell(name, value)}" for name, value in fields.items())
     return output.plain(f"{seq}  {time}  {symbol}  {told}")
 

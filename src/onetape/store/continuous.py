@@ -5,6 +5,7 @@ A definition holds no prices. What it yields (store/rolls.py) is worked out from
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,6 @@ from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, NameTaken
 from onetape.store import aliases
 from onetape.store.validate import text_problem
-import itertools
 
 _RULES = "'volume', 'open_interest', '5d' or '5bd' (days, business days before expiry), or a date for each roll"
 _BEFORE = re.compile(r"(\d{1,3})(d|bd)")
@@ -165,7 +165,7 @@ def _check(definition: Definition) -> None:
         raise ConfigInvalid(f"day_start = {definition.day_start!r}", hint="write the local time as 17:00")
     try:
         ZoneInfo(definition.timezone)
-    except (OSError, ValueError, TypeError) as error:
+    except (LookupError, OSError, ValueError, TypeError) as error:
         raise ConfigInvalid(f"timezone = {definition.timezone!r} is unknown", hint="such as America/Chicago") from error
     for symbol, gap in definition.gaps.items():
         if symbol not in symbols[1:] or isinstance(gap, bool) or not isinstance(gap, int | float):

@@ -14,7 +14,7 @@ import msgspec
 from onetape.clock import Time
 from onetape.errors import ConfigInvalid, GapUnknown, TapeBusy, TapeFull
 from onetape.record import TS_MAX_NS, Bar, Tick, interval_ns
-from onetape.store import continuous, query, rolls
+from onetape.store import aliases, continuous, query, rolls
 from onetape.store.continuous import Contract, Defined, Definition, RollRule
 from onetape.store.rolls import Roll, Schedule, Segment, Switch
 from onetape.tape.contract_days import OpenInterests, Volumes, priced
@@ -400,6 +400,11 @@ class ContinuousFutures(Handle):
         with self._reading() as connection:
             found = [continuous.load(connection, name) for name in continuous.names(connection)]
         return [Continuous(cast("Tape", self), defined) for defined in found if defined is not None]
+
+    def is_continuous(self, name: str) -> bool:
+        """Return whether a continuous future has this name."""
+        with self._reading() as connection:
+            return aliases.is_continuous(connection, name)
 
     def remove_continuous(self, name: str) -> int:
         """Forget a continuous future in all its versions; return how many. The contracts' records stay."""

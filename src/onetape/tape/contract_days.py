@@ -104,6 +104,8 @@ def priced(tape: Tape, definition: Definition, symbols: list[str], switch: Switc
             for symbol in (old, new)
         ]
         common = closes[0].keys() & closes[1].keys()
+        if not common and all(closes) and days == _PRICED_DAYS:
+            return made  # both have bars of this length, but never at the same time: longer ones would only hide it
         if common:
             at = max(common)
             return Roll(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from onetape.clock import to_text
-from onetape.errors import HistoryGone
-from onetape.store import order, query, windows
+from onetape.errors import ConfigInvalid, HistoryGone
+from onetape.store import aliases, order, query, windows
 from onetape.store.catalog import Catalog
 from onetape.store.layout import KIND_TICK
 from onetape.store.query import Names
@@ -74,7 +74,14 @@ def chosen(connection: apsw.Connection, catalog: Catalog, symbols: Symbols) -> d
     if symbols is None:
         catalog.load(connection)
         symbols = sorted(catalog.names())
-    found = [catalog.find(connection, name) for name in ([symbols] if isinstance(symbols, str) else symbols)]
+    asked = [symbols] if isinstance(symbols, str) else symbols
+    found = [catalog.find(connection, name) for name in asked]
+    for (symbol_id, _), name in zip(found, asked, strict=True):
+        if symbol_id is None and aliases.is_continuous(connection, name):
+            raise ConfigInvalid(
+                f"{name!r} is a continuous future, which is read whole",
+                hint="use read(), or ask for its contracts: tape.continuous(name).symbols()",
+            )
     return {symbol_id: name for symbol_id, name in found if symbol_id is not None}
 
 
