@@ -245,7 +245,9 @@ os.kill(os.getpid(), 9)
 
 def _killed_tape(path, count, symbol):
     """A tape with what was appended last still in its log."""
-    done = subprocess.run([sys.executable, "-c", _WRITER, str(path), str(count), symbol], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITER, str(path), str(count), symbol], capture_output=True, text=True
+    )
     assert "ready" in done.stdout, done.stderr
     assert layout.wal_path(path).stat().st_size > 0
 
@@ -342,7 +344,9 @@ def test_the_process_that_pins_the_log_is_named(path, monkeypatch):
             assert told.healthy
             pinned = [finding for finding in told.findings if finding.facts.get("pid") == reader.pid]
             assert pinned and pinned[0].weight == "warning"
-            assert any("open in" in f.message and reader.pid in f.facts["pids"] for f in told.findings if f.facts.get("pids"))
+            assert any(
+                "open in" in f.message and reader.pid in f.facts["pids"] for f in told.findings if f.facts.get("pids")
+            )
         finally:
             reader.send_signal(signal.SIGKILL)
             reader.wait()

@@ -6,13 +6,90 @@ import stat
 from typing import ClassVar
 
 import apsw
+import numpy as np
 import pytest
 
 import onetape
 from onetape import Tick
-from onetape.store import layout, sqlite
+from onetape.store import bars, block, layout, sqlite
 
 T0 = 1_700_000_000_000_000_000
+MINUTE, DAY = 60_000_000_000, 86_400_000_000_000
+
+
+def make_format_1(path):
+    """Write a tape as the first format did; return its path, its ticks, and the (start, close) of A's minutes."""
+    raw = apsw.Connection(str(path))
+    raw.pragma("page_size", 1024)
+    raw.pragma("auto_vacuum", "INCREMENTAL")
+    raw.pragma("journal_mode", "wal")
+    raw.execute(layout.SCHEMA)
+    raw.execute("INSERT INTO state VALUES (0, 406, 5, 0, ?)", (T0,))
+    raw.execute(
+        "INSERT INTO symbol VALUES (1, 'A', 200, 0, ?1, ?2, ?2, ?1), (2, 'B', 200, 1, ?1, ?2, ?2, 0)",
+        (T0, T0 + 399 * 10**9),
+    )
+    raw.execute("INSERT INTO source VALUES (1, 'vendor')")
+    ticks, closes = [], {}
+    for i in range(406):
+        symbol, ts, source = "AB"[i % 2], T0 + i * 10**9, "vendor" if i % 3 == 0 else None
+        seq = i + 6 + (i >= 400)
+        ticks.append(Tick(symbol, ts, i / 4, None if i % 5 == 0 else 1.0, seq=seq, source=source))
+        if symbol == "A":
+            closes[ts // MINUTE * MINUTE] = i / 4
+    for first, last in ((0, 150), (150, 400)):  # two seals; the second holds a given bar, too
+        for which, symbol in ((1, "A"), (2, "B")):
+            mine = [tick for tick in ticks[first:last] if tick.symbol == symbol]
+            raw.execute(
+                "INSERT INTO chunk VALUES (NULL, 0, ?, ?, ?, ?, ?, ?, ?, 0, ?)",
+                (which, 155 if last == 150 else 406, mine[0].ts_event_ns, mine[-1].ts_event_ns, mine[-1].seq, len(mine),
+                 T0, block.encode(0, _columns(mine))),
+            )  # fmt: skip
+    day = T0 // DAY * DAY
+    given = {
+        "ts_event_ns": np.array([day]),
+        "open": np.array([1.0]),
+        "high": np.array([2.0]),
+        "low": np.array([0.5]),
+        "close": np.array([1.5]),
+        "interval_ns": np.array([DAY]),
+        "seq": np.array([406]),
+        "source": np.array([1], "<u4"),
+        "complete": np.array([1], "<i1"),
+    }
+    raw.execute(
+        "INSERT INTO chunk VALUES (NULL, 1, 2, 406, ?1, ?1, 406, 1, ?2, 0, ?3)", (day, T0, block.encode(1, given))
+    )
+    bar = f"INSERT INTO bar VALUES ({','.join('?' * 20)})"
+    raw.execute(bar, (2, DAY, 1, day, 1.0, 2.0, 0.5, 1.5, *[None] * 6, 1, 0, *[None] * 3, 406))
+    old = T0 // MINUTE * MINUTE - DAY
+    raw.execute(
+        bar, (1, MINUTE, 0, old, 5.0, 6.0, 5.0, 6.0, 7.0, 40.0, None, 3, None, None, None, 2, old, 1, old + 5, 4)
+    )
+    for which, symbol in ((1, "A"), (2, "B")):
+        mine = [tick for tick in ticks[:400] if tick.symbol == symbol]
+        for made in bars.of_history({**_columns(mine), "symbol": np.full(len(mine), which, "<u4")}):
+            sums = (made.volume, made.notional, None, made.trades, made.bid_volume, made.ask_volume)
+            raw.execute(bar, (which, MINUTE, 0, *made[1:6], *sums, None, made.revision, *made[-4:]))
+    raw.execute("INSERT INTO journal VALUES (406, 0, 0, x'')")
+    for tick in ticks[400:]:
+        columns = {name: values for name, values in _columns([tick]).items() if name != "seq"}
+        blob = block.encode(0, {**columns, "symbol": np.array([1 + (tick.symbol == "B")], "<u4")})
+        raw.execute("INSERT INTO journal VALUES (?, 1, 0, ?)", (tick.seq, blob))
+    raw.pragma("application_id", layout.APPLICATION_ID)
+    raw.pragma("user_version", 1)
+    raw.close()
+    return path, ticks, sorted(closes.items())
+
+
+def _columns(ticks):
+    return {
+        "ts_event_ns": np.array([tick.ts_event_ns for tick in ticks]),
+        "price": np.array([tick.price for tick in ticks]),
+        "size": np.array([np.nan if tick.size is None else tick.size for tick in ticks]),
+        "seq": np.array([tick.seq for tick in ticks]),
+        "source": np.array([0 if tick.source is None else 1 for tick in ticks], "<u4"),
+    }
 
 
 def _one_line(error: onetape.OnetapeError) -> None:
@@ -75,28 +152,89 @@ def test_a_tape_of_a_newer_version(tmp_path):
         _one_line(caught.value)
 
 
-def test_an_older_tape_is_backed_up_and_upgraded_in_one_transaction(tmp_path):
-    path = tmp_path / "t.db"
-    with onetape.open(path) as tape:
-        tape.append(Tick("A", T0, price=1.0))
-    raw = apsw.Connection(str(path))
-    raw.pragma("user_version", 0)
+@pytest.fixture
+def format_1(tmp_path):
+    """A tape as the first format wrote it: sealed ticks and bars, pruned history, a journal; and what it holds."""
+    return make_format_1(tmp_path / "old.db")
+
+
+def test_a_tape_of_the_first_format_is_backed_up_upgraded_and_reads_back_the_same(format_1):
+    path, ticks, minutes = format_1
+    with onetape.open(path, retention_days=None) as tape:
+        for symbol in "AB":
+            expected = [tick for tick in ticks if tick.symbol == symbol]
+            assert tape.recent(symbol, 10_000) == expected
+            assert tape.read(symbol).column("seq").to_pylist() == [tick.seq for tick in expected]
+        followed = list(tape.follow(symbols=["A", "B"], from_seq=5, idle_s=0))
+        assert [record for record in followed if isinstance(record, Tick)] == ticks
+        [pruned, *rest] = tape.bar_list("A")
+        assert (pruned.ts_start_ns, pruned.open, pruned.close) == (T0 // MINUTE * MINUTE - DAY, 5.0, 6.0)
+        assert (pruned.volume, pruned.vwap, pruned.bid_volume, pruned.revision) == (7.0, 40.0 / 7.0, None, 2)
+        assert [(bar.ts_start_ns, bar.close) for bar in rest] == minutes
+        assert tape.bar_list("B", "1d", source="vendor")[0].close == 1.5
+        assert [info.ticks for info in tape.symbols()] == [203, 203]
+        assert tape.append(Tick("A", T0 + 10**12, price=9.0)).first == ticks[-1].seq + 1
+        tape.seal()
+        assert tape.latest("A").price == 9.0
+    told = onetape.doctor(path, full=True)
+    assert told.healthy, told.problems
+    backup = apsw.Connection(str(layout.backup_path(path, 1)), flags=apsw.SQLITE_OPEN_READONLY)
+    assert backup.pragma("user_version") == 1
+    assert backup.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'span'").get == 0
+    assert backup.execute("SELECT sum(count) FROM chunk").get == 401
+    backup.close()
+
+
+def test_an_upgrade_says_what_it_takes_and_changes_nothing_until_it_is_told_to(format_1):
+    path, ticks, _ = format_1
+    before = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+    plan = onetape.upgrade(path)
+    assert (plan.version, plan.to_version, plan.done) == (1, layout.FORMAT_VERSION, False)
+    assert plan.bytes_needed >= path.stat().st_size
+    assert plan.backup == str(layout.backup_path(path, 1))
+    assert plan.changes
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == before
+    with pytest.raises(onetape.TapeUnusable, match="older format 1") as caught:
+        onetape.open(path, mode="r")
+    _one_line(caught.value)
+    assert onetape.upgrade(path, execute=True).done
+    again = onetape.upgrade(path, execute=True)
+    assert (again.version, again.backup, again.done) == (layout.FORMAT_VERSION, None, False)
+    with onetape.open(path, mode="r", retention_days=None) as tape:
+        assert len(tape.recent("A", 10_000)) == sum(tick.symbol == "A" for tick in ticks)
+
+
+def test_an_upgrade_that_is_cut_off_leaves_the_old_format_whole(format_1, monkeypatch):
+    path, ticks, _ = format_1
+    change = sqlite.UPGRADES[1]
 
     def broken(connection):
-        connection.execute("CREATE TABLE half(done)")
+        change(connection)
         raise RuntimeError("power")
 
-    with pytest.raises(RuntimeError, match="power"):
-        sqlite.upgrade(raw, path, {0: broken}, 1)
-    assert raw.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'half'").get == 0
-    sqlite.upgrade(raw, path, {0: lambda connection: connection.execute("CREATE TABLE more(x)")}, 1)
+    with monkeypatch.context() as patched:
+        patched.setitem(sqlite.UPGRADES, 1, broken)
+        with pytest.raises(RuntimeError, match="power"):
+            onetape.open(path)
+    assert onetape.upgrade(path).version == 1
+    with onetape.open(path, retention_days=None) as tape:
+        assert len(tape.recent("B", 10_000)) == sum(tick.symbol == "B" for tick in ticks)
+
+
+def test_an_upgrade_of_what_is_no_tape_or_is_newer_is_refused(tmp_path):
+    text = tmp_path / "notes.db"
+    text.write_text("not a database " * 50)
+    with pytest.raises(onetape.TapeUnusable, match="not a tape"):
+        onetape.upgrade(text, execute=True)
+    with pytest.raises(onetape.TapeMissing):
+        onetape.upgrade(tmp_path / "no.db")
+    path = tmp_path / "t.db"
+    onetape.open(path).close()
+    with apsw.Connection(str(path)) as raw:
+        raw.pragma("user_version", layout.FORMAT_VERSION + 1)
     raw.close()
-    with onetape.open(path) as tape:
-        assert tape.latest("A").price == 1.0
-    backup = apsw.Connection(str(layout.backup_path(path, 0)), flags=apsw.SQLITE_OPEN_READONLY)
-    assert backup.pragma("user_version") == 0
-    assert backup.execute("SELECT count(*) FROM journal").get == 2
-    backup.close()
+    with pytest.raises(onetape.TapeTooNew):
+        onetape.upgrade(path, execute=True)
 
 
 def test_an_older_tape_that_cannot_be_upgraded_says_so(tmp_path):
@@ -183,8 +321,8 @@ def test_a_cut_off_tape(tmp_path):
 def test_one_flipped_bit_in_a_chunk_is_found_and_named(tmp_path):
     path = tmp_path / "t.db"
     with onetape.open(path) as tape:
-        tape.append([Tick("A", T0 + i, price=1.0) for i in range(100)])
-        tape.append([Tick("B", T0 + i, price=1.0) for i in range(100)])
+        tape.append([Tick("A", T0 + i, price=i / 7) for i in range(4000)])
+        tape.append([Tick("B", T0 + i, price=i / 7) for i in range(4000)])
         tape.seal()
     raw = apsw.Connection(str(path))
     chunk_id, payload = raw.execute("SELECT id, payload FROM chunk WHERE symbol_id = 1").fetchone()
@@ -193,10 +331,10 @@ def test_one_flipped_bit_in_a_chunk_is_found_and_named(tmp_path):
     raw.execute("UPDATE chunk SET payload = ? WHERE id = ?", (bytes(flipped), chunk_id))
     raw.close()
     with onetape.open(path) as tape:
-        with pytest.raises(onetape.ChunkCorrupt, match=f"chunk {chunk_id} fails its checksum") as caught:
+        with pytest.raises(onetape.ChunkCorrupt, match=rf"chunk {chunk_id} .*fails its checksum") as caught:
             tape.read("A")
         _one_line(caught.value)
-        assert tape.read("B").num_rows == 100
+        assert tape.read("B").num_rows == 4000
 
 
 def test_use_after_close_says_so(tmp_path):

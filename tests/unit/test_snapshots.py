@@ -208,7 +208,9 @@ def test_retention_leaves_what_a_snapshot_covers_until_it_is_deleted(tmp_path):
 @settings(max_examples=25)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["append", "late", "seal", "snap", "bulk"]), st.integers(1, 60)), min_size=1, max_size=14
+        st.tuples(st.sampled_from(["append", "late", "seal", "snap", "bulk"]), st.integers(1, 60)),
+        min_size=1,
+        max_size=14,
     )
 )
 def test_every_snapshot_holds_after_any_history(tmp_path_factory, acts):

@@ -44,8 +44,12 @@ def plan(connection: apsw.Connection, before_ns: int | None, bars_before_ns: int
     held: dict[str, int] = {}
     if before_ns is not None:
         covered = snapshots.covered(connection)
-        question = f"SELECT ifnull(sum(c.count), 0), ifnull(sum(length(c.payload)), 0) FROM chunk c WHERE kind = ?2 AND {_OLD}"
-        ticks, size = connection.execute(f"{question} AND c.seq_min > ?3", (before_ns, KIND_TICK, covered)).fetchall()[0]
+        question = (
+            f"SELECT ifnull(sum(c.count), 0), ifnull(sum(length(c.payload)), 0) FROM chunk c WHERE kind = ?2 AND {_OLD}"
+        )
+        ticks, size = connection.execute(f"{question} AND c.seq_min > ?3", (before_ns, KIND_TICK, covered)).fetchall()[
+            0
+        ]
         for snapshot in snapshots.every(connection):
             of_it = connection.execute(
                 f"{question} AND c.seq_min <= ?3", (before_ns, KIND_TICK, snapshot.seq)

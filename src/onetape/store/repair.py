@@ -204,9 +204,13 @@ class _Repair:
             return
         bad = {damage.id for damage in damages}
         since = seal.seal_position(self._connection)
-        seqs = self._connection.execute("SELECT seq_last FROM journal WHERE seq_last > ? ORDER BY 1", (since,)).fetchall()
+        seqs = self._connection.execute(
+            "SELECT seq_last FROM journal WHERE seq_last > ? ORDER BY 1", (since,)
+        ).fetchall()
         good: list[Any] = [
-            self._connection.execute("SELECT seq_last, count, payload FROM journal WHERE seq_last = ?", row).fetchall()[0]
+            self._connection.execute("SELECT seq_last, count, payload FROM journal WHERE seq_last = ?", row).fetchall()[
+                0
+            ]
             for row in seqs
             if row[0] not in bad
         ]
@@ -299,4 +303,3 @@ class _Repair:
 
 def _shown(ns: int) -> str:
     return to_text(ns) if 0 <= ns < 2**63 else str(ns)
-
