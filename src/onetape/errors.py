@@ -24,6 +24,7 @@ OnetapeError
 │   ├── SnapshotMissing      no snapshot of that name
 │   ├── TargetExists         a backup or a restore would overwrite a file
 │   ├── TapeInUse            processes have the file open that is to be replaced; names them
+│   ├── RecordMissing        a correction of a tick that is not on the tape, or was taken back before
 │   └── TapeClosed           used after close()
 ├── QueryTooLarge            an SQL query needs, or answers with, more memory than it may
 ├── SubscriberTooSlow        a subscription with when_slow="disconnect" fell behind
@@ -162,6 +163,10 @@ class TargetExists(TapeError, FileExistsError):
 
 class TapeInUse(TapeError):
     """Processes have the file open that was to be replaced; `facts["pids"]` lists them. Nothing was written."""
+
+
+class RecordMissing(TapeError):
+    """A correction names a tick that is not on the tape, or that was taken back before."""
 
 
 class TapeClosed(TapeError):

@@ -14,7 +14,7 @@ import numpy as np
 
 from onetape.errors import TapeClosed
 from onetape.live.waker import Waker
-from onetape.record import Bar, Tick
+from onetape.record import Record
 from onetape.store import query, replay
 from onetape.store.block import Array
 from onetape.store.catalog import Catalog
@@ -53,7 +53,7 @@ class Follower:
         self._all_known = False
         self._start_ns = start_ns
         self._idle_s = idle_s
-        self._buffer: deque[Tick | Bar] = deque()
+        self._buffer: deque[Record] = deque()
         self._closed = False
         self._using = threading.Lock()
         self._on_close = on_close
@@ -76,7 +76,7 @@ class Follower:
         """Make a waiting take() look at once."""
         self._waker.poke()
 
-    def take(self, timeout_s: float | None = 0.0) -> list[Tick | Bar]:
+    def take(self, timeout_s: float | None = 0.0) -> list[Record]:
         """Return the next records in order of position, waiting up to `timeout_s` (None: for ever) for the first.
 
         Empty: none came in time, or closed. One call returns at most a span of the tape (65,536 records).
@@ -95,7 +95,7 @@ class Follower:
             looks = 0 if hinted else looks + 1
         return []
 
-    def _look(self) -> list[Tick | Bar]:
+    def _look(self) -> list[Record]:
         if os.getpid() != self._pid:
             raise TapeClosed("this follower was opened before the process was forked", hint="follow in the new process")
         with self._using:
@@ -122,10 +122,10 @@ class Follower:
             self._names_version = catalog.version
         return self._wanted
 
-    def __iter__(self) -> Iterator[Tick | Bar]:
+    def __iter__(self) -> Iterator[Record]:
         return self
 
-    def __next__(self) -> Tick | Bar:
+    def __next__(self) -> Record:
         if not self._buffer:
             self._buffer.extend(self.take(self._idle_s))
             if not self._buffer:

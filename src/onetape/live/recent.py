@@ -16,7 +16,7 @@ import numpy as np
 from onetape.errors import OnetapeError
 from onetape.live.ring import Ring
 from onetape.live.waker import Waker
-from onetape.record import Tick
+from onetape.record import Cancel, Tick
 from onetape.store import query, replay
 from onetape.store.block import Array
 from onetape.store.query import Names
@@ -121,6 +121,8 @@ class Recent:
                     continue
                 if isinstance(record, Tick):
                     ring.add(record, self._names)
+                elif isinstance(record, Cancel):
+                    self._forget(record.symbol)  # what stood before the tick that is gone is read from the file
             self.position = step.position
         if (now := time.monotonic()) - self._fitted_s > _FIT_EVERY_S:
             self._fitted_s = now

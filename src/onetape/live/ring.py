@@ -98,7 +98,7 @@ def _small_floats(name: str, values: Array) -> tuple[Column, Array]:
     told = np.where(absent, 0.0, values) if absent.any() else values
     least, most = (float(told.min()), float(told.max())) if len(told) else (0.0, 0.0)
     for scale in _SCALES:
-        if -_COUNT_MAX < least * scale and most * scale < _COUNT_MAX:
+        if least * scale > -_COUNT_MAX and most * scale < _COUNT_MAX:
             counts = np.rint(told * scale).astype("<i4")
             if np.array_equal((counts / scale).view("<i8"), told.view("<i8")):
                 if told is not values:

@@ -22,11 +22,9 @@ import msgspec
 
 from onetape.errors import OnetapeError, SubscriberTooSlow
 from onetape.live.follower import Follower
-from onetape.record import Bar, Tick
+from onetape.record import Bar, Cancel, Record
 
 WhenSlow = Literal["block", "drop_oldest", "conflate", "disconnect"]
-Record = Tick | Bar
-
 _log = logging.getLogger("onetape.live")
 #: A busy subscriber looks for news at least this often, so that its queue is what its policy says.
 _LOOK_S = 0.005
@@ -165,7 +163,8 @@ class Subscription:
 
     def _conflate(self, found: list[Record]) -> None:
         for record in found:
-            key = (record.symbol, record.interval if isinstance(record, Bar) else "")
+            of = record.interval if isinstance(record, Bar) else "cancels" if isinstance(record, Cancel) else ""
+            key = (record.symbol, of)
             old = self._newest.get(key)
             if old is not None:
                 self.dropped += 1

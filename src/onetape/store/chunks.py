@@ -169,7 +169,7 @@ def read(
         joined = {name: column for name, column in joined.items() if name in needed}
     if as_of is not None and int(joined["seq"].max(initial=0)) > as_of:
         joined = take(joined, joined["seq"] <= as_of)
-    if len(parts) > 1 or not _sorted(own):
+    if len(parts) > 1 or beside is not None or not _sorted(own):
         joined = canonical(joined)
     ts = joined["ts_event_ns"]
     start, end = np.searchsorted(ts, [start_ns, end_ns])

@@ -98,7 +98,7 @@ def append(
         for batch in batches:
             used = np.unique(batch.columns["symbol"]).tolist()
             new_names |= catalog.add(connection, [batch.symbols[i] for i in used], _sources(batch).values())
-        last = _store(connection, catalog, batches, head)
+        last = store(connection, catalog, batches, head)
         if identity.batch is not None:
             connection.execute(
                 "INSERT INTO batch VALUES (?, ?, ?)",
@@ -120,7 +120,8 @@ def _head(connection: apsw.Connection) -> int:
     return int(connection.execute("SELECT max(seq_last) FROM journal").get)
 
 
-def _store(connection: apsw.Connection, catalog: Catalog, batches: list[Batch], head: int) -> int:
+def store(connection: apsw.Connection, catalog: Catalog, batches: list[Batch], head: int) -> int:
+    """Write batches behind the position `head` inside the caller's transaction; return the last position."""
     direct = sum(map(len, batches)) >= DIRECT_RECORDS
     if direct:  # the fold goes by position: what is in the journal comes first
         while True:

@@ -29,8 +29,10 @@ ENCODING_PLAIN, ENCODING_PACKED = 0, 1
 #: The symbol of a chunk that several symbols share: its records say which.
 MIXED = 0
 
-#: Records in the journal that make the appender seal them: a full tail costs a reader about 5 ms.
+#: Rows in the journal (commits) that make the appender seal them: a full tail costs a reader about 5 ms.
 SEAL_RECORDS = 4096
+#: Records in the journal that make the appender seal them, in however few rows.
+SEAL_RECORDS_TAIL = 32_768
 #: Records one seal of the journal covers at the most.
 SEAL_RECORDS_MAX = 65_536
 #: Records one span covers at the most: what a replay holds in memory at once, about 40 MB.

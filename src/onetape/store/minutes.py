@@ -29,6 +29,7 @@ _ROWS, _PACKED = b"\x00", b"\x01"
 _HOUR_BITS = 24
 _ROW = np.dtype(list(DTYPES[KIND_MINUTE].items()))
 _NAMES = tuple(_ROW.names or ())
+_WHOLE = frozenset(name for name, dtype in DTYPES[KIND_MINUTE].items() if dtype.kind == "i")
 
 
 def read(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int) -> Array:
@@ -151,6 +152,23 @@ def _rows(made: Array, keys: Array) -> Iterator[tuple[int, bytes]]:
     for start, end in itertools.pairwise(bounds):
         body = rows[start:end].tobytes()
         yield int(keys[start]), _ROWS + xxhash.xxh3_64_digest(body) + body
+
+
+def take_over(connection: apsw.Connection) -> None:
+    """Move the minutes of a format 1 file, rows of table bar with source 0, to where they are kept now."""
+    names = [name for name in _NAMES if name != "ts_event_ns"]
+    fields = ", ".join(f"ifnull({name}, 0)" if name in _WHOLE else name for name in names)
+    for (symbol_id,) in connection.execute("SELECT DISTINCT symbol_id FROM bar WHERE source_id = 0").fetchall():
+        rows: list[Any] = connection.execute(
+            f"SELECT ts_start_ns, {fields} FROM bar WHERE source_id = 0 AND symbol_id = ? ORDER BY ts_start_ns",
+            (symbol_id,),
+        ).fetchall()
+        made = np.zeros(len(rows), MINUTES)
+        made["symbol"] = symbol_id
+        for name, column in zip(("ts_event_ns", *names), zip(*rows, strict=True), strict=True):
+            made[name] = [np.nan if value is None else value for value in column]
+        write(connection, made)
+    connection.execute("DELETE FROM bar WHERE source_id = 0")
 
 
 def pack(connection: apsw.Connection, before_ns: int, limit: int) -> int:

@@ -26,6 +26,11 @@ class Step(NamedTuple):
     found: dict[int, Columns]
     position: int
 
+    def first(self) -> dict[int, Columns]:
+        """Return the records of the first position there is."""
+        least = min((int(columns["seq"][0]) for columns in self.found.values()), default=0)
+        return {kind: take(columns, columns["seq"] == least) for kind, columns in self.found.items()}
+
 
 def step(connection: apsw.Connection, position: int, all_left: bool = False) -> Step | None:
     """Return the next records after `position`, or None if there are none yet.

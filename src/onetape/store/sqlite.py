@@ -36,11 +36,18 @@ _PAGE_CACHE_KIB = 16 * 1024
 
 Upgrade = Callable[[apsw.Connection], None]
 #: From which version: what makes it the next one, inside one transaction. Version 1 is the first.
-UPGRADES: dict[int, Upgrade] = {1: lambda connection: _execute(connection, layout.CHANGES_2)}
+UPGRADES: dict[int, Upgrade] = {1: lambda connection: _to_2(connection)}
 
 
 def _execute(connection: apsw.Connection, statements: str) -> None:
     connection.execute(statements).fetchall()
+
+
+def _to_2(connection: apsw.Connection) -> None:
+    from onetape.store import minutes  # only an upgrade needs it
+
+    _execute(connection, layout.CHANGES_2)
+    minutes.take_over(connection)
 
 
 def translate(error: Exception, path: Path, act: str) -> OnetapeError:

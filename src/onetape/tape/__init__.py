@@ -8,10 +8,10 @@ from typing import Literal
 
 from onetape.errors import ConfigInvalid
 from onetape.store.sqlite import Durability
-from onetape.tape.appends import Appends
 from onetape.tape.bars import Bars
 from onetape.tape.care import Care
 from onetape.tape.continuous import ContinuousFutures
+from onetape.tape.corrections import Corrections
 from onetape.tape.coverage import Coverage
 from onetape.tape.history import History
 from onetape.tape.moment import Moments
@@ -72,7 +72,7 @@ def open(  # (onetape.open is the documented name)
     )
 
 
-class Tape(Coverage, Appends, Reads, History, Queries, Bars, Moments, SymbolNames, ContinuousFutures, Snapshots, Care):
+class Tape(Coverage, Corrections, Reads, History, Queries, Bars, Moments, SymbolNames, ContinuousFutures, Snapshots, Care):
     """A durable tape of market data in one SQLite file. Open it with `onetape.open`; it may be used from any thread.
 
     A process that forks opens its own: SQLite's files cannot be shared across a fork.

@@ -17,7 +17,7 @@ from onetape.store.block import encode_tick
 from onetape.store.journal import Identity
 from onetape.store.table import Batch
 from onetape.tape.follows import Follows
-from onetape.tape.upkeep import Upkeep
+from onetape.tape.sealing import Sealing
 from onetape.writer import Writer
 
 OnInvalid = Literal["raise", "quarantine"]
@@ -25,7 +25,7 @@ _APPEND_ONE = journal.APPEND_ONE
 _new_tuple = tuple.__new__  # half the time of calling a NamedTuple
 
 
-class Appends(Upkeep, Follows):
+class Appends(Sealing, Follows):
     """How records get onto a tape."""
 
     def append(
@@ -169,8 +169,7 @@ class Appends(Upkeep, Follows):
             except apsw.Error as error:
                 raise self._failed(error, "append to") from error
             self._appended = max(self._appended, done.last)
-            if done.last - self._tail_from >= layout.SEAL_RECORDS:
-                self._seal()
+            self._seal_when_due(done)
         if self._followed:
             self._poke()
         return done

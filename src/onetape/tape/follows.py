@@ -15,7 +15,7 @@ from onetape.errors import ConfigInvalid, TapeUnusable
 from onetape.live.follower import Follower
 from onetape.live.subscription import Subscription, WhenSlow
 from onetape.live.waker import Waker
-from onetape.record import TS_MAX_NS, Bar, Tick
+from onetape.record import TS_MAX_NS, Record
 from onetape.store import layout
 from onetape.tape.continuous import view_of
 from onetape.tape.handle import Handle, within
@@ -95,7 +95,7 @@ class Follows(Handle):
         from_time: Time | None = None,
         *,
         idle_s: float | None = None,
-    ) -> AsyncIterator[Tick | Bar]:
+    ) -> AsyncIterator[Record]:
         """As follow(), for `async for`; the event loop is never blocked. Close it with aclose(), or by leaving."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "onetape-afollow") as pool:
@@ -112,7 +112,7 @@ class Follows(Handle):
 
     def subscribe(
         self,
-        callback: Callable[[Tick | Bar], object],
+        callback: Callable[[Record], object],
         symbols: str | Iterable[str] | None = None,
         when_slow: WhenSlow = "drop_oldest",
         queue_records: int = 1000,

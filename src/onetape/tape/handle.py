@@ -105,12 +105,13 @@ class Handle:
         self._subscriptions: list[Subscription] = []
         self._writers: weakref.WeakSet[Writer] = weakref.WeakSet()
         self._seal_error: str | None = None
-        self._tail_from = 0
+        self._tail_from = self._sealed_to = 0
+        self._compactor: threading.Thread | None = None
         self._appended = 0
         connection = self._connect()
         try:
             self._catalog.load(connection)
-            self._tail_from = seal.seal_position(connection)
+            self._tail_from = self._sealed_to = seal.seal_position(connection)
         except apsw.Error as error:
             connection.close()
             raise sqlite.translate(error, self.path, "open") from error
@@ -227,6 +228,8 @@ class Handle:
             self._keeper.join(5)
         if self._recent is not None:
             self._recent.close()
+        if (compactor := self._compactor) is not None and compactor is not threading.current_thread():
+            compactor.join(30)
         with self._write_lock, self._readers_lock:
             for connection in self._readers:
                 connection.close()

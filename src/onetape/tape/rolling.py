@@ -9,7 +9,7 @@ import apsw
 from onetape.clock import now_ns
 from onetape.live.follower import Follower
 from onetape.live.waker import Waker
-from onetape.record import Bar, Tick
+from onetape.record import Bar, Record
 from onetape.store import query
 from onetape.store.rolls import Schedule, Switch
 
@@ -37,7 +37,7 @@ class RollFollower(Follower):
         #: The rolls behind us: told, or older than where this began.
         self._behind: list[Switch] = view.behind(self._schedule, self.position, self._live_from, self._start_ns)
 
-    def _look(self) -> list[Tick | Bar]:
+    def _look(self) -> list[Record]:
         while True:
             before = self.position
             found = super()._look()
@@ -51,7 +51,7 @@ class RollFollower(Follower):
             if rolled:
                 return rolled
 
-    def _rolled(self, found: list[Tick | Bar]) -> list[Any]:
+    def _rolled(self, found: list[Record]) -> list[Any]:
         out: list[Any] = []
         behind = list(self._behind)
         for record in found:

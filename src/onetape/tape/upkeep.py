@@ -1,4 +1,4 @@
-"""Upkeep: sealing, retention, and the space given back."""
+"""Upkeep: retention, and the space given back."""
 
 from __future__ import annotations
 
@@ -8,57 +8,19 @@ import apsw
 
 from onetape.clock import Time, now_ns, to_ns
 from onetape.errors import ConfigInvalid
-from onetape.store import layout, lifecycle, query, seal, sqlite
-from onetape.tape.handle import Handle, log
+from onetape.store import lifecycle, query
+from onetape.tape.handle import Handle
 
 _PRUNE_EVERY_NS = 3_600_000_000_000
 _PRUNE_STEPS = 4
-#: How long a seal waits for a moment without readers to begin an overgrown log anew.
-_LOG_PATIENCE_MS = 50
 
 
 class Upkeep(Handle):
     """What keeps the file in order."""
 
-    def _seal(self) -> None:
-        """Seal the journal's tail. The caller holds the write lock; the records are durable whatever happens here."""
-        connection = self._writing()
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._tail_from, head = seal.seal(connection, layout.SEAL_RECORDS)
-                connection.execute("COMMIT")
-                self._seal_error = None
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            if head - self._tail_from < layout.SEAL_RECORDS:
-                self._prune_when_due(connection)
-            sqlite.restart_log(connection, self.path, _LOG_PATIENCE_MS, self._busy_timeout_ms)
-        except apsw.BusyError:
-            self._tail_from += layout.SEAL_RECORDS // 4  # others are writing: they or a later append will seal
-        except Exception as error:  # noqa: BLE001  (what was appended is stored: the appender must not think otherwise)
-            self._tail_from += layout.SEAL_RECORDS
-            told = sqlite.translate(error, self.path, "seal") if isinstance(error, apsw.Error) else error
-            self._seal_error = str(told)
-            log.error("sealing %s failed: %s", self.path, told)
-
-    def seal(self) -> int:
-        """Turn everything in the journal into chunks and bars now; return the position sealed up to.
-
-        Appending does this by itself; call it before copying or measuring the file.
-        """
-        connection = self._writing()
-        with self._write_lock:
-            while True:
-                try:
-                    with self._transaction(connection):
-                        self._tail_from, head = seal.seal(connection)
-                except apsw.Error as error:
-                    raise self._failed(error, "seal") from error
-                if self._tail_from == head:
-                    return head
+    def _settle(self) -> None:
+        """Seal what is in the journal: only what is sealed can go."""
+        raise NotImplementedError
 
     def prune(
         self,
@@ -76,7 +38,7 @@ class Upkeep(Handle):
         ticks_before, bars_before = self._cutoffs(now, retention_days, bar_retention_days)
         if ticks_before is None and bars_before is None:
             return 0
-        self.seal()
+        self._settle()
         removed, connection = 0, self._writing()
 
         def steps(step: Callable[[], int]) -> Iterator[int]:

@@ -1,0 +1,158 @@
+"""Sealing and compaction: the journal turned into chunks, and chunks into fewer, smaller ones."""
+
+from __future__ import annotations
+
+import threading
+
+import apsw
+import msgspec
+
+from onetape.clock import now_ns
+from onetape.errors import OnetapeError
+from onetape.record import SeqRange
+from onetape.store import layout, lifecycle, minutes, seal, spans, sqlite
+from onetape.tape.handle import log
+from onetape.tape.upkeep import Upkeep
+
+#: How long a seal waits for a moment without readers to begin an overgrown log anew.
+_LOG_PATIENCE_MS = 50
+#: Hours of bars packed in one transaction: some milliseconds.
+_HOURS_A_STEP = 64
+#: Records in merged spans that make the process that appends compact them, in a thread of its own.
+_COMPACT_RECORDS = 3 * layout.SPAN_RECORDS_MAX // 4
+
+
+class Compacted(msgspec.Struct, frozen=True):
+    """What compact() did: spans merged into fewer, records in them, bytes of the file before and after."""
+
+    spans: int
+    records: int
+    bytes_before: int
+    bytes_after: int
+
+
+class Sealing(Upkeep):
+    """How chunks come about."""
+
+    def _seal_when_due(self, done: SeqRange) -> None:
+        """Seal once the journal holds SEAL_RECORDS rows, or SEAL_RECORDS_TAIL records. The caller holds the write lock.
+
+        What others appended between counts a row a record; of an append of our own, however long, the rest of the
+        records are taken off, by moving `_tail_from` along.
+        """
+        if done.stored >= layout.DIRECT_RECORDS:
+            self._tail_from = self._sealed_to = done.last
+        elif done.stored:
+            self._tail_from += done.stored - 1
+        tail = done.last - self._sealed_to
+        if done.last - self._tail_from >= layout.SEAL_RECORDS or tail >= layout.SEAL_RECORDS_TAIL:
+            self._seal()
+
+    def _seal(self) -> None:
+        """Seal the journal's tail. The caller holds the write lock; the records are durable whatever happens here."""
+        connection = self._writing()
+        try:
+            with self._transaction(connection):
+                sealed, head = seal.seal(connection, layout.SEAL_RECORDS)
+            self._tail_from = self._sealed_to = sealed
+            self._seal_error = None
+            if head - sealed < layout.SEAL_RECORDS:
+                self._merge_when_due(connection)
+                self._prune_when_due(connection)
+            sqlite.restart_log(connection, self.path, _LOG_PATIENCE_MS, self._busy_timeout_ms)
+        except apsw.BusyError:
+            self._tail_from += layout.SEAL_RECORDS // 4  # others are writing: they or a later append will seal
+        except Exception as error:  # noqa: BLE001  (what was appended is stored: the appender must not think otherwise)
+            self._tail_from += layout.SEAL_RECORDS
+            self._sealed_to += layout.SEAL_RECORDS
+            told = sqlite.translate(error, self.path, "seal") if isinstance(error, apsw.Error) else error
+            self._seal_error = str(told)
+            log.error("sealing %s failed: %s", self.path, told)
+
+    def _merge_when_due(self, connection: apsw.Connection) -> None:
+        found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS)
+        if not found:
+            return
+        merge = spans.prepare(connection, found, spans.MERGED)
+        with self._transaction(connection):
+            spans.replace(connection, merge)
+        if self._compactor is None and spans.due(connection, spans.COMPACT, _COMPACT_RECORDS):
+            self._compactor = threading.Thread(target=self._compact_beside, name="onetape-compactor", daemon=True)
+            self._compactor.start()
+
+    def _compact_beside(self) -> None:
+        try:
+            connection = self._connect("rw")
+            try:
+                self._compact(connection, _COMPACT_RECORDS)
+            finally:
+                connection.close()
+        except (apsw.Error, OnetapeError) as error:
+            if not self._closed:  # the next time it is due tries again; until then the tape is only larger
+                log.warning("compacting %s failed: %s", self.path, error)
+        finally:
+            self._compactor = None
+
+    def _compact(self, connection: apsw.Connection, at_least: int) -> tuple[int, int]:
+        """Compact what is due, run after run; return how many spans and records were merged."""
+        merged = records = tries = 0
+        while not self._closed and (found := spans.due(connection, spans.COMPACT, at_least)):
+            merge = spans.prepare(connection, found, spans.COMPACT)
+            with self._transaction(connection):
+                done = spans.replace(connection, merge)
+            if done:
+                merged, records, tries = merged + len(found), records + sum(span.positions for span in found), 0
+            elif (tries := tries + 1) > 8:
+                break  # somebody else is compacting the same spans, and faster
+        return merged, records
+
+    def seal(self) -> int:
+        """Turn everything in the journal into chunks and bars now; return the position sealed up to.
+
+        Appending does this by itself; call it before copying or measuring the file.
+        """
+        connection = self._writing()
+        with self._write_lock:
+            while True:
+                try:
+                    with self._transaction(connection):
+                        sealed, head = seal.seal(connection)
+                except apsw.Error as error:
+                    raise self._failed(error, "seal") from error
+                self._tail_from = self._sealed_to = sealed
+                if sealed == head:
+                    return head
+
+    def _settle(self) -> None:
+        self.seal()
+
+    def compact(self) -> Compacted:
+        """Pack everything on the tape as small as it gets, and give the space back; return what was done.
+
+        Chunks of one symbol are merged, also where late records made them overlap, and hours of bars that are over are
+        packed. Nothing else changes: positions, order and every bit of every record stay, and so does what is read as
+        of an earlier position. It may be stopped or killed at any time, and run again. Others read and append meanwhile:
+        only putting a merge in its place takes the write lock, for some milliseconds.
+
+        Raises TapeReadOnly, TapeBusy, TapeFull, ChunkCorrupt.
+        """
+        self._writing()
+        self.seal()
+        before = self.path.stat().st_size
+        connection = self._connect("rw")
+        try:
+            done, records = self._compact(connection, 1)
+            now = now_ns()
+            while True:
+                with self._transaction(connection):
+                    packed = minutes.pack(connection, now, _HOURS_A_STEP)
+                if not packed:
+                    break
+            while lifecycle.give_back(connection):
+                pass
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            raise self._failed(error, "compact") from error
+        finally:
+            connection.close()
+        return Compacted(done, records, before, self.path.stat().st_size)
