@@ -64,14 +64,14 @@ def test_coverage_draws_lists_and_tells_programs(place, capsys):
     assert "nothing is known of NONE" in capsys.readouterr().err
 
 
-def test_gaps_are_told_by_the_exit_code_too(place, capsys):
-    assert main(["gaps"]) == 1
+def test_gaps_are_listed_and_told_by_the_exit_code_where_that_is_asked_for(place, capsys):
+    assert main(["gaps", "--check"]) == 1
     assert "20 min 00 s  missing" in capsys.readouterr().out
-    assert main(["gaps", "--min", "1201"]) == 0
+    assert main(["gaps", "--min", "1201", "--check"]) == 0
     assert capsys.readouterr() == ("", "no gaps\n")
-    assert main(["gaps", "ES", "--json"]) == 1
+    assert main(["gaps", "ES", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["end"] == "2026-03-02T14:30:00.000Z"
-    assert main(["gaps", "--session", "America/New_York 10:00-16:00"]) == 0, "closed is no gap"
+    assert main(["gaps", "--session", "America/New_York 10:00-16:00", "--check"]) == 0, "closed is no gap"
     assert main(["gaps", "--session", "NOWHERE"]) == 2
 
 
@@ -79,7 +79,7 @@ def test_heal_is_a_dry_run_until_told_and_then_done_once(place, capsys):
     before = onetape.open("market_data.db", mode="r").stats().head
     assert main(["heal", "--from-tape", "other.db"]) == 0
     told = capsys.readouterr()
-    assert "would be asked 1 times" in told.out and "--execute" in told.err
+    assert "would be asked 1 time," in told.out and "--execute" in told.err
     with onetape.open("market_data.db", mode="r") as tape:
         assert tape.stats().head == before
     assert main(["heal", "--from-tape", "other.db", "--execute", "--json"]) == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 import apsw
 import pytest
@@ -305,3 +306,38 @@ def test_records_and_the_word_on_them_are_one_transaction(tape):
     tape.mark_missing("A", T + S, T + 9 * S, source="vendor")
     assert [g.by for g in tape.gaps("A")] == [("vendor",)] or tape.gaps("A") == []
     assert isinstance(tape._writer_connection, apsw.Connection)
+
+
+def test_a_word_under_an_alias_is_a_word_on_its_symbol(tape):
+    tape.append(Tick("ESZ6", T, price=1.0))
+    tape.alias("ES DEC26", "ESZ6")
+    tape.cover("ES DEC26", T, T + 60 * S, source="feed")
+    tape.heartbeat("feed", ["ES DEC26"], since=T + 90 * S).alive(T + 100 * S)
+    assert [info.symbol for info in tape.symbols()] == ["ESZ6"]
+    assert _told(tape.gaps()) == [("missing", 60, 90)]
+    assert _told(tape.gaps("ES DEC26")) == [("missing", 60, 90)]
+    tape.fill("ES DEC26", T + 60 * S, T + 90 * S, [Tick("ES DEC26", T + 70 * S, price=2.0)], source="vendor")
+    assert tape.gaps() == [] and tape.latest("ESZ6").price == 2.0
+
+
+def test_ticks_that_were_taken_back_leave_their_time_open_for_others(tape):
+    _flow(tape, "ES", T, T + 600 * S, 10 * S)
+    tape.mark_missing("ES", T, T + 600 * S, source="feed")
+    for tick in list(tape.recent("ES", 60))[20:40]:
+        tape.cancel(tick)
+    ticks = [Tick("ES", T + n * S, price=9.0) for n in range(0, 600, 10)]
+    done = tape.fill("ES", T, T + 600 * S, ticks, source="vendor")
+    assert (done.stored, done.there) == (20, 40)
+    assert tape.read("ES").num_rows == 60
+
+
+def test_gaps_of_thousands_of_symbols_do_not_take_longer_for_each_of_them(tape):
+    names = [f"S{n}" for n in range(2000)]
+    tape.append([Tick(name, T, price=1.0) for name in names])
+    beat = tape.heartbeat("feed", names, since=T)
+    beat.alive(T + S)
+    beat.resume(T + 2 * S)
+    beat.alive(T + 3 * S)
+    began = time.perf_counter()
+    assert len(tape.gaps(start=T, end=T + 3 * S)) == len(tape.gaps()) == 2000
+    assert time.perf_counter() - began < 60

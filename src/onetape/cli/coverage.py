@@ -102,10 +102,11 @@ def gaps(
     end: End = None,
     session: Session = None,
     min_s: Min = 1.0,
+    check: Annotated[bool, typer.Option("--check", help="Exit with code 1 if there is any gap.")] = False,
     json: Json = False,
     tape: TapePath = None,
 ) -> None:
-    """List what is missing: time that a source said it lost, or that nobody covered. Exit code 1 if anything is."""
+    """List what is missing: time that a source said it lost, or that nobody covered."""
     start_ns, end_ns = parse_span(start, end)
     with open_tape(tape) as opened:
         found: list[Gap] = []
@@ -117,7 +118,7 @@ def gaps(
         _list_gaps(found)
     else:
         output.note("no gaps")
-    if found:
+    if check and found:
         raise typer.Exit(1)
 
 
@@ -228,9 +229,9 @@ def _tell_plan(plan: Asks, name: str, json: bool) -> None:
         return
     _list_gaps(plan.gaps, _LISTED)
     total = sum(piece.end_ns - piece.start_ns for piece in plan.pieces)
-    typer.echo(f"{name} would be asked {len(plan.pieces):,} times, for {output.duration(total / 1e9)} in all")
+    typer.echo(f"{name} would be asked {_counted(len(plan.pieces), 'time')}, for {output.duration(total / 1e9)} in all")
     if plan.asked_before:
-        output.note(f"{len(plan.asked_before):,} gaps it had nothing of before; --again asks for them too")
+        output.note(f"{_counted(len(plan.asked_before), 'gap')} it had nothing of before; --again asks for them too")
     output.note("nothing was asked or stored: --execute does it")
 
 
@@ -244,13 +245,14 @@ def _tell_done(done: Healed, json: bool) -> None:
         output.note("no gaps: nothing to heal")
         return
     typer.echo(
-        f"{done.gaps:,} gaps, {done.source} was asked {done.asked:,} times: {done.stored:,} ticks stored, "
+        f"{_counted(done.gaps, 'gap')}, {done.source} was asked {_counted(done.asked, 'time')}: "
+        f"{_counted(done.stored, 'tick')} stored, "
         f"{output.duration(done.covered_ns / 1e9)} covered now"
     )
     if done.empty_ns:
         output.note(f"it had nothing of {output.duration(done.empty_ns / 1e9)}, which stays missing: see onetape gaps")
     if done.asked_before:
-        output.note(f"{done.asked_before:,} gaps it had nothing of before were not asked for; --again does")
+        output.note(f"not asked for, as it had nothing before: {_counted(done.asked_before, 'gap')}; --again does")
     if done.left_out:
         output.note(
             f"{done.left_out:,} of its ticks were left out: of a time the tape has ticks of, or was not asked for"
@@ -261,6 +263,10 @@ def _tell_done(done: Healed, json: bool) -> None:
         output.note(f"pieces that failed: {len(done.failures):,}; run it again to ask for them again")
     if done.not_asked:
         output.note(f"the source counts as down: {done.not_asked:,} pieces were not asked for")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _as_dict(found: Any) -> dict[str, Any]:

@@ -10,13 +10,14 @@ turns it into rows first. Two that fill at once have read the same cursor, and o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import apsw
 import msgspec
 
-from onetape.store import journal, minutes, query, silence
+from onetape.errors import ConfigInvalid
+from onetape.store import aliases, journal, minutes, query, silence
 from onetape.store.catalog import Catalog
 from onetape.store.partition import (
     SAID_COVERED,
@@ -76,7 +77,15 @@ def say_all(connection: apsw.Connection, catalog: Catalog, words: Note) -> None:
 
 
 def ids(connection: apsw.Connection, catalog: Catalog, symbol: str, source: str | None) -> tuple[int, int]:
-    """Return the ids of a symbol and a source, written if they are new; the caller loads the catalog afterwards."""
+    """Return the ids of a symbol (or of what an alias stands for) and a source, written if they are new.
+
+    The caller holds a transaction, at the beginning of which it refreshed the catalog, and loads it afterwards: ids of
+    an aborted transaction must never be remembered. Raises ConfigInvalid for a continuous future, which has no ticks.
+    """
+    if symbol not in catalog.symbol_ids:
+        if aliases.is_continuous(connection, symbol):
+            raise ConfigInvalid(f"{symbol!r} is a continuous future", hint="speak of its contracts")
+        symbol = aliases.meaning(connection, symbol, source) or symbol
     sources = [] if source is None else [source]
     catalog.add(connection, [symbol], sources)
     return catalog.ids(connection, "symbol", [symbol])[0], next(iter(catalog.ids(connection, "source", sources)), 0)
@@ -169,15 +178,20 @@ def declared(connection: apsw.Connection, catalog: Catalog, symbol: str) -> Pair
     return (min(edges), max(edges)) if edges else None
 
 
-def known(connection: apsw.Connection, catalog: Catalog, symbol: str) -> Pair | None:
-    """Return the first and the last time that the tape knows anything of a symbol, or None."""
+def known(
+    connection: apsw.Connection, catalog: Catalog, symbol: str, counts: Mapping[int, query.SymbolCounts] | None = None
+) -> Pair | None:
+    """Return the first and the last time that the tape knows anything of a symbol, or None.
+
+    counts: those of all symbols, for who asks for many.
+    """
     symbol_id = catalog.symbol_id(connection, symbol)
     spoken = declared(connection, catalog, symbol)
     edges = [] if spoken is None else list(spoken)
     if symbol_id is not None:
-        counts = query.symbol_counts(connection).get(symbol_id)
-        if counts is not None and counts.ts_min is not None and counts.ts_max is not None:
-            edges += [counts.ts_min, counts.ts_max + 1]
+        mine = (query.symbol_counts(connection) if counts is None else counts).get(symbol_id)
+        if mine is not None and mine.ts_min is not None and mine.ts_max is not None:
+            edges += [mine.ts_min, mine.ts_max + 1]
         pruned = _pruned(connection, symbol_id)
         edges += [edge for pair in pruned for edge in pair]
     return (min(edges), max(edges)) if edges else None

@@ -112,19 +112,18 @@ class CoverageReads(Handle):
 
         Nothing of the time to come is a gap. Covered time is not read, so this is faster than coverage().
         """
-        names = sorted(self._names()) if symbol is None else [symbol]
+        names, counts = [symbol] if symbol is not None else [], None
+        if symbol is None:
+            with self._reading() as connection, query.snapshot(connection):
+                self._catalog.load(connection)
+                names, counts = sorted(self._catalog.names()), query.symbol_counts(connection)
         now, out = now_ns(), []
         for name in names:
-            for span in self._coverage(name, start, end, session, QUIET_S, only_gaps=True):
+            for span in self._coverage(name, start, end, session, QUIET_S, only_gaps=True, counts=counts):
                 last_ns = min(span.end_ns, now)
                 if span.state in ("missing", "unknown") and last_ns - span.start_ns >= max(1, min_s * 1e9):
                     out.append(Gap(name, span.start_ns, last_ns, span.state, span.by, span.asked))
         return out
-
-    def _names(self) -> list[str]:
-        with self._reading() as connection:
-            self._catalog.load(connection)
-        return list(self._catalog.symbol_ids)
 
     def _coverage(
         self,
@@ -135,13 +134,14 @@ class CoverageReads(Handle):
         quiet_s: float,
         *,
         only_gaps: bool,
+        counts: dict[int, query.SymbolCounts] | None = None,
     ) -> list[Span]:
         if not quiet_s >= 0:
             raise ConfigInvalid(f"quiet_s = {quiet_s!r}", hint="it is a number of seconds, not negative")
         start_ns, end_ns = self._span(start, end)
         with self._reading() as connection, query.snapshot(connection):
             if start is None or end is None:
-                known = coverage.known(connection, self._catalog, symbol)
+                known = coverage.known(connection, self._catalog, symbol, counts)
                 if known is None:
                     return []
                 start_ns = known[0] if start is None else start_ns
@@ -242,6 +242,7 @@ class Coverage(CoverageReads, Appends):
         with self._write_lock:
             try:
                 with self._transaction(connection):
+                    self._catalog.refresh(connection)
                     act(connection)
                 self._catalog.load(connection)
             except apsw.Error as error:
