@@ -40,7 +40,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How files are read. A format says which of these it uses; giving another one is an error.
 
     symbol, source: of every record, where the file does not say it (a format may take a template). timezone: of
-    local times. mapping, kind, interval, time_format: as CsvOptions says them, for files of named columns. as_path: what the file's path would be in the vendor's own folder, where that says what it holds.
+    local times. mapping, kind, interval, time_format: as CsvOptions says them, for files of named columns.
+    as_path: what the file's path would be in the vendor's own folder, where that says what it holds.
     allow_cut: of a file that ends too early, take what is whole. repeats: of a session that comes twice under two
     names, "refuse" both, import it "once", or "keep" both. on_invalid: "raise" stores nothing of a file with a
     record the tape refuses; "quarantine" stores the good ones and keeps the bad ones with their reasons.
@@ -87,6 +88,8 @@ class Batch(msgspec.Struct, kw_only=True):
     wrong: Mapping[int, Wrong] = {}
     skipped: Mapping[str, int] = {}
     cursor: tuple[str, str | None, str] | None = None
+    ids: Sequence[bytes] | None = None
+    known: int = 0
 
 
 class Part:
@@ -99,6 +102,7 @@ class Part:
 
     path: Path
     shown: str
+    kind: str = "nothing"  # what it holds, where no batch tells
     how: Mapping[str, Any]
     session: str | None = None
     bytes_total: int = 0
@@ -168,9 +172,9 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
 
 def known() -> tuple[Format, ...]:
     """Return every format, in the order in which they are asked whether a file is theirs."""
-    from onetape.importing import dbn  # formats stand on this module
+    from onetape.importing import columnar, dbn, lean, predecessor  # formats stand on this module
 
-    return (dbn.FORMAT,)
+    return (lean.FORMAT, dbn.FORMAT, predecessor.FORMAT, columnar.PARQUET, columnar.ARROW)
 
 
 def find(name: str) -> Format:
@@ -317,8 +321,13 @@ class _Job:
     def _append(self, tape: Tape, batch: Batch, identity: str, refused: int) -> None:
         if self.part.steady and _stat(self.part.path) != self._stamp:
             raise ImportInvalid(f"{self.part.shown} changed while it was read", hint="import a file nobody is writing")
-        given: dict[str, Any] = {"batch": identity} if batch.cursor is None else {"cursor": batch.cursor}
-        given["on_invalid"] = self.options.on_invalid
+        given: dict[str, Any] = {"on_invalid": self.options.on_invalid}
+        if batch.cursor is not None:
+            given["cursor"] = batch.cursor
+        elif batch.ids is not None:
+            given["ids"] = batch.ids
+        else:
+            given["batch"] = identity
         try:
             if isinstance(batch.data, list):
                 done = tape.append(batch.data, **given)
@@ -327,15 +336,23 @@ class _Job:
         except CursorConflict:
             self._known += batch.rows - refused  # another importer was first, with the same rows
             return
+        except InvalidRecord as error:  # a source that is being written has changed since it was checked
+            raise ImportInvalid(
+                f"{self.part.shown}, {batch.place(error.index)}, {error.field}: {shown(error.value)}: {error.why}; "
+                "it was written after it was checked; whole batches before it are stored",
+                hint="import it again, which goes on from there; --on-invalid quarantine sets such records aside",
+            ) from error
         self._stored += done.stored
-        if not done.stored and done.last >= done.first:
+        if batch.ids is not None:
+            self._known += batch.rows - refused - done.stored
+        elif not done.stored and done.last >= done.first:
             self._known += batch.rows - refused
 
     def result(self, *, dry_run: bool) -> Imported:
         return Imported(
             file=self.part.shown,
             format=self.format.name,
-            kind="nothing" if not self._kinds else self._kinds.copy().pop() if len(self._kinds) == 1 else "records",
+            kind="records" if len(self._kinds) > 1 else next(iter(self._kinds), self.part.kind),
             rows=self._rows,
             stored=self._stored,
             known=self._known,
@@ -382,7 +399,8 @@ class _Job:
 
     def _check(self, number: int, batch: Batch) -> None:
         """Note what the tape would say to a batch."""
-        self._rows += batch.rows
+        self._rows += batch.rows + batch.known
+        self._known += batch.known
         for reason, count in batch.skipped.items():
             self._skipped[reason] = self._skipped.get(reason, 0) + count
         if not batch.rows:
