@@ -539,3 +539,38 @@ def test_real_minute_bars_of_several_expiries_make_one_future(sample_data: Path,
         b for b in december if b.ts_start_ns >= roll.ts_ns
     ]
     assert back[0].close == raw[0].close + roll.gap and back[-1] == raw[-1]
+
+
+def test_a_cancelled_tick_counts_for_no_roll_and_a_follower_of_the_front_is_told(tape: Tape) -> None:
+    _two(tape)
+    view = tape.define_continuous("C", CHAIN, "volume")
+    assert [r.ts_ns for r in view.rolls()] == [_ns("2025-12-04")]
+    big = next(row for row in tape.read("B").to_pylist() if row["ts_event_ns"] == _ns("2025-12-03T12:00:10"))
+    head = tape.stats().head
+    tape.cancel(Tick(**big))
+    for sealed in (False, True):
+        if sealed:
+            tape.seal()
+        (roll,) = view.rolls()
+        assert roll.ts_ns == _ns("2025-12-05") and roll.priced_ns == _ns("2025-12-04T12:00:00")
+        assert [s for s, _ in _seen(view.read())] == ["A"] * 8 + ["B"] * 2
+    first = Tick(**tape.read("A").to_pylist()[0])
+    with view.follow(from_seq=head) as follower:
+        assert follower.take(0.05) == []  # the cancel is of a tick that was never the front's
+        tape.cancel(first)
+        (told,) = follower.take(1)
+        assert told.target_seq == first.seq
+
+
+def test_what_a_view_cannot_do_is_refused_and_not_silently_empty(tape: Tape) -> None:
+    _two(tape)
+    view = tape.define_continuous("C", CHAIN, "volume")
+    with pytest.raises(ConfigInvalid, match="read whole"):
+        tape.batches("C")
+    with pytest.raises(ConfigInvalid):
+        tape.bars("C", "100tick")
+    with pytest.raises(ConfigInvalid, match="5min, 1h, 1d"):
+        view.bars("7min")
+    with pytest.raises(ConfigInvalid, match="alone"):
+        tape.read(["C", "A"])
+    assert tape.read(["C"]).num_rows == view.read().num_rows

@@ -214,7 +214,7 @@ class Recent:
 
     def _forget(self, symbol: str) -> None:
         for by_symbol in (self._held, self.rings, self._idle, self._warm, self._loaded_at, self._ids):
-            by_symbol.pop(symbol, None)  # type: ignore[attr-defined]
+            by_symbol.pop(symbol, None)
 
     def memory(self) -> list[SymbolMemory]:
         """Return what each symbol held takes, by name."""

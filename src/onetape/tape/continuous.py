@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Adjust = Literal["back", "ratio"]
 #: The fields of ticks and bars that are prices.
 _PRICES = ("price", "bid", "ask", "open", "high", "low", "close", "vwap")
+_DAY_NS = 86_400_000_000_000
 _log = logging.getLogger("onetape.tape")
 
 
@@ -93,7 +94,7 @@ class Continuous:
         """
         import pyarrow as pa
 
-        parts = []
+        parts: list[tuple[Segment, pa.Table]] = []
         symbols, segments = self._segments(start, end)
         for segment in segments or [Segment(0, 0, 0)]:
             found = self._tape.read(symbols[segment.contract], segment.start_ns, segment.end_ns, columns, as_of=as_of)
@@ -133,6 +134,10 @@ class Continuous:
             length = interval_ns(interval)
         except ValueError as error:
             raise ConfigInvalid(str(error)) from error
+        if _DAY_NS % length:
+            raise ConfigInvalid(
+                f"bars of {interval} of a continuous future", hint="ask for a length that divides a day: 5min, 1h, 1d"
+            )
         start_ns, end_ns = self._tape._span(start, end)
         start_ns += -start_ns % length
         end_ns = min(end_ns + -end_ns % length, TS_MAX_NS + 1)  # a bar belongs to the span by its start
