@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onetape.store import sums
 from onetape.store.bars import MINUTES
 from onetape.store.block import Array, Columns
 from onetape.store.interval import Interval
@@ -84,6 +85,59 @@ def cells(ts: Array, windows: Windows, interval: Interval) -> Cells:
     starts = opens + (ts - opens) // step * step
     over = np.minimum(np.minimum(starts, 2**63 - 1 - step) + step, windows.closes[span])  # the close cuts the last bar
     return Cells(inside, starts, over, windows.days[span])
+
+
+class Timed(NamedTuple):
+    """Bars of time: where each begins in the times that are in a session (`inside`; None: all), start, end, day."""
+
+    inside: Array | None
+    begin: Array
+    starts: Array
+    over: Array
+    days: Array
+
+
+def timed(ts: Array, windows: Windows, interval: Interval) -> Timed:
+    """Return the bars of time that sorted times make."""
+    spans = len(windows.opens)
+    step = int(interval.size)
+    steps = -(-(windows.closes - windows.opens) // step) if interval.kind == "time" else np.ones(spans, dtype="<i8")
+    if not len(ts) or int(steps.sum()) > len(ts):  # more bars than times: look at each time
+        return _timed_one_by_one(ts, windows, interval)
+    first, last = np.searchsorted(ts, windows.opens), np.searchsorted(ts, windows.closes)
+    span = np.repeat(np.arange(spans), steps)
+    number = np.arange(len(span)) - np.repeat(np.cumsum(steps) - steps, steps)
+    starts = windows.opens[span] + number * step * (interval.kind == "time")
+    begin = np.searchsorted(ts, starts) if interval.kind == "time" else first
+    end = np.append(begin[1:], len(ts))
+    final = np.cumsum(steps) - 1
+    end[final] = last
+    over, days = windows.closes[span], windows.days[span]
+    if interval.kind == "time":
+        over = np.minimum(np.minimum(starts, 2**63 - 1 - step) + step, over)  # the close cuts the last bar
+    elif spans:
+        opening, closing = blocks(windows, interval)
+        starts, over, days = windows.opens[opening], windows.closes[closing], windows.days[opening]
+    there = end > begin
+    counts, starts, over, days = (end - begin)[there], starts[there], over[there], days[there]
+    inside = None
+    if int(counts.sum()) < len(ts):
+        inside = np.zeros(len(ts), dtype=bool)
+        for start, stop in zip(first.tolist(), last.tolist(), strict=True):
+            inside[start:stop] = True
+    begin = np.cumsum(counts) - counts
+    if interval.kind == "days":  # the spans of a session, and the sessions of a bar, are one
+        one = edges(starts)
+        begin, starts, over, days = begin[one], starts[one], over[one], days[one]
+    return Timed(inside, begin, starts, over, days)
+
+
+def _timed_one_by_one(ts: Array, windows: Windows, interval: Interval) -> Timed:
+    at = cells(ts, windows, interval)
+    inside = None if at.inside.all() else at.inside
+    starts, over, days = (column if inside is None else column[inside] for column in (at.starts, at.over, at.days))
+    begin = edges(starts)
+    return Timed(inside, begin, starts[begin], over[begin], days[begin])
 
 
 def blocks(windows: Windows, interval: Interval) -> tuple[Array, Array]:
@@ -186,25 +240,29 @@ def _range_starts_one_by_one(prices: Array, limit: float) -> list[int]:
 def fold(found: Series, begin: Array) -> Columns:
     """Return what the bars are that begin at these places: prices, sums (NaN where nobody told), number of trades."""
     count, end = len(begin), np.append(begin[1:], len(found.ts))
-    sizes = end - begin
-    group = np.repeat(np.arange(count), sizes)
     made = _prices(found.price, found.price, found.price, found.price, begin, end)
-    made["trades"] = sizes
-    if found.size is None:
-        return {**made, **{name: np.full(count, np.nan) for name in _SUMS}}
+    made["trades"] = end - begin
+    made |= {name: np.full(count, np.nan) for name in _SUMS}
+    if found.size is None or not count:
+        return made
     sized = ~np.isnan(found.size)
     told = None if sized.all() else sized
     amount = found.size if told is None else np.where(sized, found.size, 0.0)
-    made["volume"] = _total(amount, group, count, told)
-    made["notional"] = _total(amount * found.price, group, count, told)
+    exact = sums.is_exact(amount)
+    made["volume"] = _total(amount, begin, told, exact)
+    made["notional"] = _total(amount * found.price, begin, told)
     side = found.side
-    sided = np.zeros(len(group), dtype=bool) if side is None else sized & (side != 0)
-    for name, sign in (("bid_volume", -1), ("ask_volume", 1)):
-        if side is None or not sided.any():
-            made[name] = np.full(count, np.nan)
-        else:
+    if side is None:
+        return made
+    sided = side != 0 if told is None else sized & (side != 0)
+    if exact and sided.all():  # what was bought and sold is the volume; all of these are exact
+        net = _total(amount * side, begin, None, True)
+        made["bid_volume"], made["ask_volume"] = (made["volume"] - net) * 0.5, (made["volume"] + net) * 0.5
+    elif sided.any():
+        told = None if sided.all() else sided
+        for name, sign in (("bid_volume", -1), ("ask_volume", 1)):
             # Zero is added for a trade of the other side: it changes no sum, and says that sides were told.
-            made[name] = _total(np.where(side == sign, amount, 0.0), group, count, sided)
+            made[name] = _total(amount * (side == sign), begin, told, exact)
     return made
 
 
@@ -213,12 +271,12 @@ def join(minutes: Array, begin: Array) -> Columns:
     count, end = len(begin), np.append(begin[1:], len(minutes))
     if count == len(minutes):  # each minute is a bar
         return {name: minutes[name] for name in ("open", "high", "low", "close", "trades", *_SUMS)}
-    group = np.repeat(np.arange(count), end - begin)
     made = _prices(minutes["open"], minutes["high"], minutes["low"], minutes["close"], begin, end)
     made["trades"] = np.add.reduceat(minutes["trades"], begin) if count else minutes["trades"]
     for name in _SUMS:
-        told = ~np.isnan(minutes[name])
-        made[name] = _total(minutes[name], group, count, None if told.all() else told)
+        values = np.ascontiguousarray(minutes[name])
+        told = ~np.isnan(values)
+        made[name] = _total(np.where(told, values, 0.0), begin, None if told.all() else told)
     return made
 
 
@@ -251,14 +309,14 @@ def _prices(first: Array, top: Array, bottom: Array, last: Array, begin: Array, 
     }
 
 
-def _total(values: Array, group: Array, count: int, told: Array | None) -> Array:
-    if told is None:
-        return np.bincount(group, values, count)
-    if not told.any():  # (of nothing, bincount makes integers)
-        return np.full(count, np.nan)
-    sums = np.bincount(group[told], values[told], count)
-    sums[np.bincount(group[told], minlength=count) == 0] = np.nan
-    return sums
+def _total(values: Array, begin: Array, told: Array | None, exact: bool | None = None) -> Array:
+    """Return the folds of values that are 0 where nobody told, NaN where nobody told at all."""
+    if not len(begin):
+        return np.zeros(0)
+    found = sums.by_group(values, begin, exact)
+    if told is not None:
+        found[~np.logical_or.reduceat(told, begin)] = np.nan
+    return found
 
 
 def late(seq: Array, places: Array, after: Array, until: Array) -> Array:

@@ -208,33 +208,36 @@ def _with_next(rule: Rule, windows: Windows) -> tuple[Windows, Array]:
 
 
 def _timed(raw: Raw, rule: Rule, windows: Windows, ends: Array) -> Columns:
-    ts = raw.found.ts
     minutely = rule.price == "trade" and _of_minutes(rule.interval) and _aligned(windows)
     step = Interval("time", MINUTE_NS, "1min") if minutely else rule.interval
-    at = aggregate.cells(ts, windows, step)
-    span = windows.of(ts)
-    inside = at.inside
-    changed = (~raw.stands).astype("<i8")
-    if not raw.in_order:
-        places = np.flatnonzero(inside)
-        after, until = np.searchsorted(ts, at.over[inside]), np.searchsorted(ts, ends[span[inside]])
-        changed[inside] += aggregate.late(raw.found.seq, places, after, until)
-    cells = aggregate.edges(at.starts[inside])
-    changes = np.add.reduceat(changed[inside], cells) if len(cells) else changed[:0]
-    stands = inside & raw.stands
-    found = raw.found.where(stands)
-    begin = aggregate.edges(at.starts[stands])
-    if not len(begin):
+    found = raw.found.where(raw.stands)
+    at = aggregate.timed(found.ts, windows, step)
+    if at.inside is not None:
+        found = found.where(at.inside)
+    if not len(at.begin):
         return _empty()
-    known = np.searchsorted(at.starts[inside][cells], at.starts[stands][begin])
+    revision = _changes(raw, at.starts, windows, step, ends)
     if minutely:
-        minutes = aggregate.to_minutes(found, begin, changes[known])
+        minutes = aggregate.to_minutes(found, at.begin, revision)
         return _joined(minutes, windows, rule.interval)
-    made = aggregate.fold(found, begin)
-    made["revision"] = changes[known]
-    for name, column in (("ts_start_ns", at.starts), ("ts_end_ns", at.over), ("day", at.days)):
-        made[name] = column[stands][begin]
+    made = aggregate.fold(found, at.begin)
+    made["revision"] = revision
+    made["ts_start_ns"], made["ts_end_ns"], made["day"] = at.starts, at.over, at.days
     return _finished(made)
+
+
+def _changes(raw: Raw, starts: Array, windows: Windows, interval: Interval, ends: Array) -> Array:
+    """Return for bars of time how many of their records came late or were taken back."""
+    if raw.in_order and raw.stands.all():
+        return np.zeros(len(starts), dtype="<i8")
+    ts = raw.found.ts
+    at = aggregate.cells(ts, windows, interval)
+    places = np.flatnonzero(at.inside)
+    changed = (~raw.stands[places]).astype("<i8")
+    after, until = np.searchsorted(ts, at.over[places]), np.searchsorted(ts, ends[windows.of(ts[places])])
+    changed += aggregate.late(raw.found.seq, places, after, until)
+    begin = aggregate.edges(at.starts[places])
+    return np.add.reduceat(changed, begin)[np.searchsorted(at.starts[places][begin], starts)]
 
 
 def _counted(raw: Raw, rule: Rule, windows: Windows, ends: Array) -> Columns:
