@@ -172,9 +172,9 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
 
 def known() -> tuple[Format, ...]:
     """Return every format, in the order in which they are asked whether a file is theirs."""
-    from onetape.importing import columnar, dbn, lean, predecessor  # formats stand on this module
+    from onetape.importing import columnar, dbn, lean, predecessor, recordings  # formats stand on this module
 
-    return (lean.FORMAT, dbn.FORMAT, predecessor.FORMAT, columnar.PARQUET, columnar.ARROW)
+    return (lean.FORMAT, dbn.FORMAT, predecessor.FORMAT, columnar.PARQUET, columnar.ARROW, recordings.FORMAT)
 
 
 def find(name: str) -> Format:
