@@ -16,7 +16,7 @@ import apsw
 import msgspec
 
 from onetape.errors import TapeDamaged, TapeFull, TapeInUse, TapeMissing, TapeTooNew, TapeUnusable, TargetExists
-from onetape.store import holders, layout, query, snapshots, sqlite
+from onetape.store import holders, layout, minutes, query, snapshots, sqlite
 from onetape.store.catalog import Catalog
 from onetape.store.query import Names
 from onetape.store.snapshots import Digest
@@ -156,10 +156,14 @@ def prove(path: Path) -> BackupInfo:
             if version < layout.FORMAT_VERSION:
                 return BackupInfo(str(path), version, head, 0, "", path.stat().st_size)
             names = Names(Catalog(), connection)
+            for row in connection.execute("SELECT id, payload FROM minute"):
+                minutes._decode([row])
             found: Digest = snapshots.digest(lambda: _same(connection), lambda _: names, head)
             return BackupInfo(str(path), version, head, found.records, found.digest, path.stat().st_size)
     except apsw.Error as error:
         raise sqlite.translate(error, path, "read") from error
+    except UnicodeDecodeError as error:
+        raise TapeDamaged(f"{path} is damaged: {error}", hint="take another backup; onetape doctor says more") from error
 
 
 def restore(path: Path, to: Path, *, execute: bool, replace: bool = False) -> RestorePlan:

@@ -75,6 +75,8 @@ def examine(path: Path, *, full: bool = False, on_progress: Progress | None = No
             except (apsw.Error, OnetapeError) as error:
                 told = sqlite.translate(error, path, "read") if isinstance(error, apsw.Error) else error
                 found.problem("file", told.message, _BACKUP)
+            except (UnicodeDecodeError, TypeError, ValueError) as error:  # a value of a kind that no tape holds there
+                found.problem("file", f"a row holds what no tape writes: {error}", _BACKUP)
             finally:
                 connection.close()
     look_around(path, found, log)
@@ -206,7 +208,7 @@ def _span(connection: apsw.Connection, found: Findings, first: int, last: int, c
     parts, whole = [], True
     for row in rows:
         try:
-            payload = connection.execute("SELECT payload FROM chunk WHERE id = ?", (row[0],)).get
+            payload = connection.execute("SELECT CAST(payload AS BLOB) FROM chunk WHERE id = ?", (row[0],)).get
             chunk = Chunk(*row, payload)
             columns = chunk.decode()
         except (ChunkCorrupt, apsw.CorruptError, apsw.IOError) as error:
@@ -286,7 +288,7 @@ def _journal(connection: apsw.Connection, found: Findings, seal: int) -> Iterato
             )
         expected = seq_last
         try:
-            payload = connection.execute("SELECT payload FROM journal WHERE seq_last = ?", (seq_last,)).get
+            payload = connection.execute("SELECT CAST(payload AS BLOB) FROM journal WHERE seq_last = ?", (seq_last,)).get
             decode_many([(seq_last, count, payload)], "journal")
             records += count
         except (ChunkCorrupt, apsw.CorruptError, apsw.IOError) as error:
@@ -371,7 +373,7 @@ def wrong_bars(connection: apsw.Connection, symbol_id: int, *, every_day: bool) 
 
 
 def _kept(connection: apsw.Connection, found: Findings) -> None:
-    for row_id, payload in connection.execute("SELECT id, payload FROM minute"):
+    for row_id, payload in connection.execute("SELECT id, CAST(payload AS BLOB) FROM minute"):
         try:
             minutes._decode([(row_id, payload)])
         except ChunkCorrupt as error:

@@ -151,7 +151,7 @@ class _Repair:
             ).fetchall()[0]
         )
         try:
-            payload = self._connection.execute("SELECT payload FROM chunk WHERE id = ?", (damage.id,)).get
+            payload = self._connection.execute("SELECT CAST(payload AS BLOB) FROM chunk WHERE id = ?", (damage.id,)).get
         except (apsw.CorruptError, apsw.IOError):
             payload = None
         if payload is not None and self._correct(Chunk(*row[:9], payload), row[9]):
@@ -194,7 +194,7 @@ class _Repair:
         """Seal the journal's good rows and set the others aside: the journal itself has no holes."""
         for damage in damages:
             try:
-                payload = self._connection.execute("SELECT payload FROM journal WHERE seq_last = ?", (damage.id,)).get
+                payload = self._connection.execute("SELECT CAST(payload AS BLOB) FROM journal WHERE seq_last = ?", (damage.id,)).get
             except (apsw.CorruptError, apsw.IOError):
                 payload = None
             records = damage.last - damage.first + 1
@@ -247,7 +247,7 @@ class _Repair:
     def _bars(self) -> int:
         """Make bars again whose row is damaged or that are not the fold of their ticks; return how many hours."""
         hours: set[tuple[int, int]] = set()
-        for row_id, payload in self._connection.execute("SELECT id, payload FROM minute").fetchall():
+        for row_id, payload in self._connection.execute("SELECT id, CAST(payload AS BLOB) FROM minute").fetchall():
             try:
                 minutes._decode([(row_id, payload)])
             except ChunkCorrupt as error:

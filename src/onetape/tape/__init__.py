@@ -12,7 +12,7 @@ from onetape.tape.bars import Bars
 from onetape.tape.care import Care
 from onetape.tape.continuous import ContinuousFutures
 from onetape.tape.corrections import Corrections
-from onetape.tape.coverage import Coverage
+from onetape.tape.filling import Filling
 from onetape.tape.history import History
 from onetape.tape.moment import Moments
 from onetape.tape.names import SymbolNames
@@ -55,11 +55,11 @@ def open(  # (onetape.open is the documented name)
         raise ConfigInvalid(f"durability = {durability!r}", hint="it is 'process' or 'power'")
     if mode not in ("rw", "r"):
         raise ConfigInvalid(f"mode = {mode!r}", hint="it is 'rw' or 'r'")
+    check_retention(retention_days, bar_retention_days)
     if memory_bytes is not None and memory_bytes < 1:
         raise ConfigInvalid(f"memory_bytes = {memory_bytes}", hint="it is a number of bytes, or None: without limit")
     if recent_per_symbol < 1 or busy_timeout_ms < 0 or (retention_days is not None and retention_days <= 0):
         raise ConfigInvalid("recent_per_symbol and retention_days are positive, busy_timeout_ms is not negative")
-    check_retention(retention_days, bar_retention_days)
     return Tape(
         Path(path),
         recent_per_symbol,
@@ -72,7 +72,9 @@ def open(  # (onetape.open is the documented name)
     )
 
 
-class Tape(Coverage, Corrections, Reads, History, Queries, Bars, Moments, SymbolNames, ContinuousFutures, Snapshots, Care):
+class Tape(
+    Filling, Corrections, Reads, History, Queries, Bars, Moments, SymbolNames, ContinuousFutures, Snapshots, Care
+):
     """A durable tape of market data in one SQLite file. Open it with `onetape.open`; it may be used from any thread.
 
     A process that forks opens its own: SQLite's files cannot be shared across a fork.

@@ -41,7 +41,7 @@ class Snapshots(Upkeep):
         if _reads_as_time(name):
             raise ConfigInvalid(f"{name!r} reads as a time", hint=f"put a word in front of it: eod-{name}")
         connection = self._writing()
-        self.seal()
+        self._settle()
         try:
             with self._write_lock, self._transaction(connection):
                 begun = snapshots.begin(connection, name, note, now_ns())
