@@ -56,6 +56,7 @@ class Sealing(Upkeep):
                 sealed, head = seal.seal(connection, layout.SEAL_RECORDS)
             self._tail_from = self._sealed_to = sealed
             self._seal_error = None
+            self._catalog.refresh(connection)  # so that single appends heed changed names at last
             if head - sealed < layout.SEAL_RECORDS:
                 self._merge_when_due(connection)
                 self._prune_when_due(connection)
