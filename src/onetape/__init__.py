@@ -62,7 +62,8 @@ from onetape.store.upgrade import UpgradePlan
 from onetape.tape import Tape, open
 from onetape.tape.care import doctor, repair, restore, upgrade
 from onetape.tape.continuous import Continuous
-from onetape.tape.coverage import Filled, Heartbeat
+from onetape.tape.filling import Filled
+from onetape.tape.heartbeat import Heartbeat
 from onetape.tape.names import AliasesAdded
 from onetape.tape.snapshots import SnapshotProof
 from onetape.writer import Writer

@@ -201,6 +201,8 @@ def test_sealing_and_moving_ticks_into_chunks_changes_no_answer(tape):
     before = [tape.coverage(symbol) for symbol in "ABC"]
     tape.seal()
     assert [tape.coverage(symbol) for symbol in "ABC"] == before
+    tape.compact()
+    assert [tape.coverage(symbol) for symbol in "ABC"] == before
 
 
 def test_a_heartbeat_that_goes_back_or_repeats_says_nothing_and_one_that_resumes_leaves_the_outage_open(tape):

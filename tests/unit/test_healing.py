@@ -9,7 +9,8 @@ import pytest
 
 import onetape
 from onetape import ConfigInvalid, Tick
-from onetape.healing import PART_RECORDS, CsvSource, TapeSource, asks, heal
+from onetape.healing import CsvSource, TapeSource, asks, heal
+from onetape.healing.answers import PART_RECORDS
 
 S = 10**9
 MIN, HOUR, DAY = 60 * S, 3600 * S, 86400 * S
@@ -296,7 +297,7 @@ def test_a_damaged_csv_is_refused_and_leaves_no_temporary_folder(tmp_path, monke
 
 def test_a_symbol_nobody_knows_can_be_asked_for_in_a_given_span(tape):
     vendor = Vendor(_ticks("NQ"))
-    assert heal(tape, vendor, ["NQ"]).gaps == 0
+    assert heal(tape, vendor, "NQ").gaps == 0
     assert heal(tape, vendor, ["NQ"], T, T + HOUR).stored == 3600
     assert tape.latest("NQ").ts_event_ns == T + 3599 * S
 
