@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import apsw
@@ -368,3 +369,27 @@ def test_the_doctor_goes_on_while_another_process_writes(path):
         writer.kill()
         writer.wait()
     assert onetape.doctor(path, full=True).healthy
+
+
+def test_what_is_merged_while_the_doctor_reads_is_not_counted_twice(tmp_path, monkeypatch):
+    from onetape.store import check
+
+    path = tmp_path / "t.db"
+    with onetape.open(path, retention_days=None) as tape:
+        for part in range(6):
+            tape.append([Tick(f"S{i % 3}", T0 + part * 10**9 + i, price=1.0) for i in range(500)])
+            tape.seal()
+        real, calls = check._span, []
+
+        def merging(*args):
+            calls.append(args[2:4])
+            found = list(real(*args))
+            if len(calls) == 2:
+                threading.Thread(target=tape.compact).start()
+                time.sleep(0.3)
+            return found
+
+        monkeypatch.setattr(check, "_span", merging)
+        told = onetape.doctor(path)
+        assert told.healthy, told.problems
+        assert len(calls) == 3

@@ -7,6 +7,7 @@ meanwhile is read too, until everything up to one moment has been seen.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -35,6 +36,7 @@ _DISK_DAYS_WARN = 7
 #: Symbols whose last day of bars is computed again where not all are.
 _SAMPLED = 20
 _SAID_MAX = 20
+_LOOKS, _LOOK_AGAIN_S = 5, 0.05
 
 
 class Damage(NamedTuple):
@@ -64,6 +66,12 @@ def examine(path: Path, *, full: bool = False, on_progress: Progress | None = No
         raise TapeMissing(f"no tape at {path}", hint="check the path")
     found = Findings()
     log = look_at_files(path, found)
+    for _ in range(_LOOKS - 1):
+        if not found.made or not holders.holders(path):
+            break
+        time.sleep(_LOOK_AGAIN_S)  # who has it open may just have been moving the log into the file
+        found = Findings()
+        log = look_at_files(path, found)
     if not any(finding.weight == "problem" and finding.place == "log" for finding in found.made):
         try:
             connection = sqlite.connect(path, mode="r")
@@ -171,7 +179,7 @@ def walk(
             last, first = row[0]
             if first > position + 1 and not _removed(connection, position + 1, first - 1):
                 found.problem("spans", f"no span holds the positions {position + 1} to {first - 1}", _BACKUP)
-            damages = list(_span(connection, found, first, last, counted))
+            damages = list(_span(connection, found, first, last, counted, position))
         damaged = damaged or bool(damages)
         yield from damages
         position, spans, read = last, spans + 1, read + last - first + 1
@@ -199,7 +207,9 @@ def _removed(connection: apsw.Connection, first: int, last: int) -> bool:
     return first <= pruned or aside is not None
 
 
-def _span(connection: apsw.Connection, found: Findings, first: int, last: int, counted: Counted) -> Iterator[Damage]:
+def _span(
+    connection: apsw.Connection, found: Findings, first: int, last: int, counted: Counted, after: int
+) -> Iterator[Damage]:
     rows: list[Any] = connection.execute(
         "SELECT id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding FROM chunk WHERE seal = ?",
         (last,),
@@ -222,7 +232,7 @@ def _span(connection: apsw.Connection, found: Findings, first: int, last: int, c
             whole = False
             continue
         parts.append(columns["seq"])
-        _count(counted, chunk, columns)
+        _count(counted, chunk, columns, after)
     if not whole:
         return
     seqs = np.sort(np.concatenate(parts)) if parts else np.zeros(0, dtype="<i8")
@@ -263,14 +273,16 @@ def misfits(chunk: Chunk, columns: Columns, first: int, last: int, known: set[in
     return None
 
 
-def _count(counted: Counted, chunk: Chunk, columns: Columns) -> None:
+def _count(counted: Counted, chunk: Chunk, columns: Columns, after: int) -> None:
+    """Count records behind a position: a span that was merged meanwhile holds some that are counted already."""
     into = {KIND_TICK: counted.ticks, KIND_BAR: counted.bars}.get(chunk.kind)
     if into is None:
         return
+    fresh = columns["seq"] > after
     if chunk.symbol_id:
-        into[chunk.symbol_id] = into.get(chunk.symbol_id, 0) + chunk.records
+        into[chunk.symbol_id] = into.get(chunk.symbol_id, 0) + int(np.count_nonzero(fresh))
         return
-    symbols, counts = np.unique(columns["symbol"], return_counts=True)
+    symbols, counts = np.unique(columns["symbol"][fresh], return_counts=True)
     for symbol_id, count in zip(symbols.tolist(), counts.tolist(), strict=True):
         into[symbol_id] = into.get(symbol_id, 0) + count
 
@@ -288,7 +300,9 @@ def _journal(connection: apsw.Connection, found: Findings, seal: int) -> Iterato
             )
         expected = seq_last
         try:
-            payload = connection.execute("SELECT CAST(payload AS BLOB) FROM journal WHERE seq_last = ?", (seq_last,)).get
+            payload = connection.execute(
+                "SELECT CAST(payload AS BLOB) FROM journal WHERE seq_last = ?", (seq_last,)
+            ).get
             decode_many([(seq_last, count, payload)], "journal")
             records += count
         except (ChunkCorrupt, apsw.CorruptError, apsw.IOError) as error:
