@@ -65,8 +65,11 @@ def to_records(minutes: Array) -> list[Minute]:
     return [Minute(*row) for row in zip(*columns, strict=True)]
 
 
-def trades(columns: Columns) -> Columns:
-    """Return the ticks that are trades, with the columns the fold reads, sorted by symbol, time, seq."""
+def trades(columns: Columns, ordered: bool = False) -> Columns:
+    """Return the ticks that are trades, with the columns the fold reads, sorted by symbol, time, seq.
+
+    `ordered` says that the ticks are sorted so.
+    """
     price = columns.get("price")
     if price is None:
         return {name: column[:0] for name, column in columns.items()}
@@ -75,7 +78,7 @@ def trades(columns: Columns) -> Columns:
     there = ~np.isnan(price)
     if not there.all():
         found = take(found, there)
-    if in_symbol_order(found["symbol"], found["ts_event_ns"], found["seq"]):
+    if ordered or in_symbol_order(found["symbol"], found["ts_event_ns"], found["seq"]):
         return found
     return take(found, np.lexsort((found["seq"], found["ts_event_ns"], found["symbol"])))
 
@@ -89,21 +92,24 @@ def late_counts(found: Columns, newest_before: Mapping[int, int]) -> dict[Key, i
     symbols, seq = found["symbol"], found["seq"]
     if not len(symbols):
         return {}
-    minutes = found["ts_event_ns"] // MINUTE_NS
     same = symbols[1:] == symbols[:-1]
-    if not bool((seq[1:] > seq[:-1])[same].all()):  # some arrived out of the order of their times
+    starts = np.concatenate(([0], np.flatnonzero(~same) + 1))
+    first = found["ts_event_ns"][starts] // MINUTE_NS
+    known = np.array([newest_before.get(symbol_id, -1) for symbol_id in symbols[starts].tolist()]) // MINUTE_NS
+    in_order = bool(((seq[1:] > seq[:-1]) | ~same).all())
+    if in_order and bool((first >= known).all()):
+        return {}
+    minutes = found["ts_event_ns"] // MINUTE_NS
+    if not in_order:  # some arrived out of the order of their times
         order = np.lexsort((seq, symbols))
         symbols, minutes = symbols[order], minutes[order]
-        same = symbols[1:] == symbols[:-1]
-    starts = np.concatenate(([0], np.flatnonzero(~same) + 1))
     sizes = np.diff(np.append(starts, len(symbols)))
-    before = np.array([newest_before.get(symbol_id, -1) for symbol_id in symbols[starts].tolist()]) // MINUTE_NS
     # All symbols at once, each lifted above every minute of the one before it (a minute has 28 bits): so the
     # running maximum starts anew with each.
     lifts = np.arange(len(starts)) << 28
     lift = np.repeat(lifts, sizes)
     lifted = minutes + lift
-    newest = np.maximum(np.repeat(before + lifts, sizes), np.concatenate(([-1], np.maximum.accumulate(lifted)[:-1])))
+    newest = np.maximum(np.repeat(known + lifts, sizes), np.concatenate(([-1], np.maximum.accumulate(lifted)[:-1])))
     late = lifted < newest
     counts: dict[Key, int] = {}
     for symbol_id, minute in zip(symbols[late].tolist(), minutes[late].tolist(), strict=True):
@@ -122,7 +128,7 @@ def fold(
     removed them. `cancelled`: of how many trades each minute was relieved.
     """
     taken_back = cancelled or {}
-    symbols, starts, begin = _groups(found)
+    groups = symbols, starts, begin = _groups(found)
     have, old = kept(symbols, starts)
     end = np.append(begin[1:], len(found["ts_event_ns"]))
     first_ts, first_seq = found["ts_event_ns"][begin], found["seq"][begin]
@@ -134,7 +140,7 @@ def fold(
         straight = take(found, np.repeat(~again, end - begin))
         parts = [_sum(straight, have[~again], old[~again])]
     else:
-        parts = [_sum(found, have, old)]
+        parts = [_sum(found, have, old, groups)]
     for at in np.flatnonzero(again).tolist():
         part = {name: column[begin[at] : end[at]] for name, column in found.items()}
         parts.append(_again(int(symbols[at]), int(starts[at]), part, old[at : at + 1] if have[at] else None, history))
@@ -197,9 +203,9 @@ def _groups(found: Columns) -> tuple[Array, Array, Array]:
     return symbols[begin], minutes[begin] * MINUTE_NS, begin
 
 
-def _sum(found: Columns, have: Array, old: Array) -> Array:
+def _sum(found: Columns, have: Array, old: Array, groups: tuple[Array, Array, Array] | None = None) -> Array:
     """Fold groups from zero, or on from the minute kept in `old` where there is one."""
-    symbols, starts, begin = _groups(found)
+    symbols, starts, begin = _groups(found) if groups is None else groups
     count = len(begin)
     made = np.zeros(count, MINUTES)
     if not count:
@@ -235,35 +241,34 @@ def _sum(found: Columns, have: Array, old: Array) -> Array:
             made[name] = np.nan if kept is None else np.where(have, kept[name], np.nan)
         return made
     amount = size if sized is None else np.where(sized, size, 0.0)
-    made["volume"] = _total(group, count, amount, sized, have, kept, "volume")
-    made["notional"] = _total(group, count, amount * price, sized, have, kept, "notional")
-    sided = None if side is None else (side != 0) if sized is None else sized & (side != 0)
-    for name, sign in (("bid_volume", -1), ("ask_volume", 1)):
-        if side is None or sided is None:
+    told = np.ones(count, dtype=bool) if sized is None else np.logical_or.reduceat(sized, begin)
+    made["volume"] = _total(group, count, amount, told, kept, have, "volume")
+    made["notional"] = _total(group, count, amount * price, told, kept, have, "notional")
+    if side is None:
+        for name in ("bid_volume", "ask_volume"):
             made[name] = np.nan if kept is None else np.where(have, kept[name], np.nan)
-        else:
-            # Zero is added for a trade of the other side: it changes no sum, and says that sides were told.
-            made[name] = _total(group, count, np.where(side == sign, amount, 0.0), sided, have, kept, name)
+        return made
+    sided = np.logical_or.reduceat(side != 0 if sized is None else (side != 0) & sized, begin)
+    for name, sign in (("bid_volume", -1), ("ask_volume", 1)):
+        made[name] = _total(group, count, np.where(side == sign, amount, 0.0), sided, kept, have, name)
     return made
 
 
-def _total(
-    group: Array, count: int, values: Array, told: Array | None, have: Array, old: Array | None, name: str
-) -> Array:
-    """Return the sums of `values` by group, on from those kept; NaN where nobody told."""
-    if told is None and old is None:
-        return np.bincount(group, values, count)
-    where = group if told is None else group[told]
-    seed = np.zeros(count) if old is None else np.where(have & ~np.isnan(old[name]), old[name], 0.0)
-    sums = np.bincount(
-        np.concatenate((np.arange(count), where)),
-        np.concatenate((seed, values if told is None else values[told])),
-        count,
-    )
-    silent = np.bincount(where, minlength=count) == 0
-    if old is not None:
-        silent &= ~(have & ~np.isnan(old[name]))
-    sums[silent] = np.nan
+def _total(group: Array, count: int, values: Array, told: Array, old: Array | None, have: Array, name: str) -> Array:
+    """Return the sums of `values` by group, on from those kept; NaN where nobody told.
+
+    A trade that told nothing has a zero, which changes no sum.
+    """
+    if old is None:
+        sums = np.bincount(group, values, count)
+        if not told.all():
+            sums[~told] = np.nan
+        return sums
+    before = np.where(have, old[name], np.nan)
+    known = ~np.isnan(before)
+    seed = np.where(known, before, 0.0)
+    sums = np.bincount(np.concatenate((np.arange(count), group)), np.concatenate((seed, values)), count)
+    sums[~(told | known)] = np.nan
     return sums
 
 

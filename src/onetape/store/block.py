@@ -277,6 +277,15 @@ def take(columns: Columns, which: Array) -> Columns:
     return {name: column[which] for name, column in columns.items()}
 
 
+def distinct(ids: Array) -> Array:
+    """Return the distinct ids of a column of symbols or sources, ascending."""
+    if not len(ids):
+        return ids
+    runs = ids[np.concatenate(([True], ids[1:] != ids[:-1]))]
+    most = int(runs.max())
+    return np.flatnonzero(np.bincount(runs, minlength=most + 1)) if most < 2**20 else np.unique(runs)
+
+
 def in_symbol_order(symbols: Array, ts: Array, seq: Array) -> bool:
     """Return whether records are sorted by symbol, and each symbol's in canonical order."""
     same = symbols[1:] == symbols[:-1]

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import apsw
 import numpy as np
 
-from onetape.store import block, packed
-from onetape.store.block import DTYPES, Columns, canonical, concatenate, in_symbol_order, take
+from onetape.store import block, packed, workers
+from onetape.store.block import DTYPES, Array, Columns, canonical, concatenate, in_symbol_order, take
 from onetape.store.layout import CHUNK_RECORDS_MAX, DAY_NS, ENCODING_PACKED, ENCODING_PLAIN, MIXED
 
+#: Records from which several threads pack or unpack chunks.
+_BESIDE_FROM = 65_536
 _INSERT = (
     "INSERT INTO chunk(kind, symbol_id, seal, ts_min, ts_max, seq_min, seq_max, count, sealed_ns, encoding, payload)"
     " VALUES (?,?,?,?,?,?,?,?,?,?,?)"
@@ -52,30 +54,44 @@ class Chunk(NamedTuple):
 def rows(
     kind: int, columns: Columns, seal: int, sealed_ns: int, own_from: int, level: int = packed.FAST
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield one span's records of one kind as rows of table chunk, in order of symbol, day and time.
+    """Return one span's records of one kind, as by_symbol() gives them, as rows of table chunk.
 
-    A symbol with fewer than `own_from` records of a day shares a chunk with others of its kind.
+    In order of symbol, day and time. A symbol with fewer than `own_from` records of a day shares a chunk with others of
+    its kind. Long spans are packed by several threads, which have begun when this returns.
     """
-    ordered = by_symbol(columns)  # at once, where it is sorted already
+    parts = _parts(columns, own_from)
+
+    def row(part: tuple[int, Columns]) -> tuple[Any, ...]:
+        return _row(kind, part[0], seal, sealed_ns, part[1], level)
+
+    return map(row, parts) if len(columns["seq"]) < _BESIDE_FROM else workers.each(row, parts)
+
+
+def _parts(ordered: Columns, own_from: int) -> Iterator[tuple[int, Columns]]:
+    """Yield (symbol, or MIXED; records) of each chunk to be made."""
     symbols, ts = ordered["symbol"], ordered["ts_event_ns"]
-    days = ts // DAY_NS if int(ts.min()) // DAY_NS != int(ts.max()) // DAY_NS else np.zeros(len(ts), dtype="<i8")
-    edge = np.flatnonzero((symbols[1:] != symbols[:-1]) | (days[1:] != days[:-1])) + 1
-    starts = np.concatenate(([0], edge))
+    one_day = int(ts.min()) // DAY_NS == int(ts.max()) // DAY_NS
+    days = None if one_day else ts // DAY_NS
+    differs = symbols[1:] != symbols[:-1]
+    if days is not None:
+        differs |= days[1:] != days[:-1]
+    starts = np.concatenate(([0], np.flatnonzero(differs) + 1))
     counts = np.diff(np.append(starts, len(ts)))
     alone = {name: column for name, column in ordered.items() if name != "symbol"}
-    for start, count in zip(starts[counts >= own_from].tolist(), counts[counts >= own_from].tolist(), strict=True):
+    own = counts >= own_from
+    for start, count in zip(starts[own].tolist(), counts[own].tolist(), strict=True):
         whole = {name: column[start : start + count] for name, column in alone.items()}
         for part in _pieces(whole, count):
-            yield _row(kind, int(symbols[start]), seal, sealed_ns, part, level)
-    few = np.repeat(counts < own_from, counts)
-    if few.any():
-        shared = ordered if few.all() else take(ordered, few)
-        days = shared["ts_event_ns"] // DAY_NS
-        for day in np.unique(days).tolist():
-            mask = days == day
-            count = int(np.count_nonzero(mask))
-            for part in _pieces(shared if mask.all() else take(shared, mask), count):
-                yield _row(kind, MIXED, seal, sealed_ns, part, level)
+            yield int(symbols[start]), part
+    if own.all():
+        return
+    few = np.repeat(~own, counts)
+    shared = ordered if few.all() else take(ordered, few)
+    for day in [0] if one_day else np.unique(shared["ts_event_ns"] // DAY_NS).tolist():
+        mask: Array | slice = slice(None) if one_day else shared["ts_event_ns"] // DAY_NS == day
+        of_day = take(shared, mask)
+        for part in _pieces(of_day, len(of_day["seq"])):
+            yield MIXED, part
 
 
 def by_symbol(columns: Columns) -> Columns:
@@ -204,11 +220,15 @@ def _own(kind: int, own: Sequence[Chunk], wanted: Collection[str] | None) -> Col
     names = {name for head in heads for name in head.entries if wanted is None or name in wanted}
     total = sum(head.records for head in heads)
     columns = {name: np.empty(total, dtype) for name, dtype in DTYPES[kind].items() if name in names}
-    start = 0
-    for chunk, head in zip(own, heads, strict=True):
-        end = start + head.records
-        packed.unpack_into(chunk.payload, head, {name: c[start:end] for name, c in columns.items()}, chunk.where)
-        start = end
+    ends = np.cumsum([head.records for head in heads]).tolist()
+
+    def decode(at: int) -> None:
+        chunk, head, end = own[at], heads[at], ends[at]
+        place = {name: column[end - head.records : end] for name, column in columns.items()}
+        packed.unpack_into(chunk.payload, head, place, chunk.where)
+
+    for _ in (map if total < _BESIDE_FROM else workers.each)(decode, range(len(own))):
+        pass
     return columns
 
 

@@ -96,7 +96,7 @@ def append(
             _move(connection, identity.cursor)
         batches = catalog.settle(connection, batches)
         for batch in batches:
-            used = np.unique(batch.columns["symbol"]).tolist()
+            used = block.distinct(batch.columns["symbol"]).tolist()
             new_names |= catalog.add(connection, [batch.symbols[i] for i in used], _sources(batch).values())
         last = store(connection, catalog, batches, head)
         if identity.batch is not None:
@@ -131,7 +131,7 @@ def store(connection: apsw.Connection, catalog: Catalog, batches: list[Batch], h
     for batch in batches:
         columns = dict(batch.columns)
         symbol_ids = np.zeros(len(batch.symbols), dtype="<u4")
-        used = np.unique(columns["symbol"])
+        used = block.distinct(columns["symbol"])
         symbol_ids[used] = catalog.ids(connection, "symbol", [batch.symbols[i] for i in used.tolist()])
         columns["symbol"] = symbol_ids[columns["symbol"]]
         if "source" in columns:
@@ -148,7 +148,7 @@ def store(connection: apsw.Connection, catalog: Catalog, batches: list[Batch], h
 
 def _sources(batch: Batch) -> dict[int, str]:
     """Return the sources that records of a batch have (those of refused ones are not among them)."""
-    used = np.unique(batch.columns["source"]).tolist() if "source" in batch.columns else []
+    used = block.distinct(batch.columns["source"]).tolist() if "source" in batch.columns else []
     return {which: batch.sources[which - 1] for which in used if which}
 
 

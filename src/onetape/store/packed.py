@@ -1,7 +1,7 @@
 """Packed columns: the bytes of a chunk. Each column is compressed by itself, and can be read by itself.
 
     header      16 bytes <BBHIQ: version 2, kind, number of columns, count of records, 0
-    directory   16 bytes a column <BBBBId: its bit, method, base, marks, bytes, scale
+    directory   16 bytes a column <BBBBId: its bit, method, base, marks, bytes, scale (or unit of a time)
     columns     the bytes of each, in the order of the directory
     trailer     8 bytes: XXH3 (64 bits) of all before
 
@@ -47,6 +47,7 @@ _SAMPLES = 24
 #: Columns whose next value is near the last one; of the others the value itself is the shorter thing to say.
 _WALKS = {"ts_event_ns", "ts_recv_ns", "seq", "symbol", "target", "price", "bid", "ask", "open", "high", "low", "close"}
 _WALKS |= {"volume", "vwap", "notional", "open_interest", "trades", "first_ts", "last_ts", "first_seq", "last_seq"}
+_TIMES = frozenset(("ts_event_ns", "ts_recv_ns", "first_ts", "last_ts"))
 #: Columns that may be kept as their difference from another one, in the order in which that is tried.
 _BASES = {"bid": "price", "ask": "bid", "high": "open", "low": "open", "close": "open", "ask_volume": "volume"}
 #: The scale that fitted a column last: most likely it fits again.
@@ -141,13 +142,25 @@ def _pack(name: str, column: Array, level: int, integers: dict[str, tuple[float,
     if column.dtype.itemsize == 8:
         if int(column[-1]) - int(first) == len(column) - 1 and bool((column[1:] > column[:-1]).all()):
             return _Packed(_RANGE, marks, bitmap + _VALUE["i"].pack(first.item()))
-        return _Packed(_INTEGERS, marks, bitmap + standalone.simple_compress(np.ascontiguousarray(column), config))
+        step, whole = _coarse(name, column)
+        return _Packed(_INTEGERS, marks, bitmap + standalone.simple_compress(whole, config), step)
     lifted = column + np.int8(1) if kind == "i" else column
     narrow = lifted.astype("<u2") if kind == "i" or int(lifted.max()) < 65536 else lifted
     return _Packed(_SMALL_INTEGERS, marks, bitmap + standalone.simple_compress(narrow, config))
 
 
 _WORDS = {1: "<u1", 4: "<u4", 8: "<u8"}
+
+
+def _coarse(name: str, column: Array) -> tuple[float, Array]:
+    """Return (unit, times in that unit): most times are of whole milli- or microseconds."""
+    if name in _TIMES:
+        for unit in (1_000_000, 1_000):
+            if bool((column[:: max(1, len(column) // _SAMPLES)] % unit == 0).all()):
+                whole = column // unit
+                if bool((whole * unit == column).all()):
+                    return float(unit), whole
+    return 0.0, np.ascontiguousarray(column)
 
 
 def _remember(name: str, column: Array, integers: dict[str, tuple[float, Array]]) -> None:
@@ -280,6 +293,8 @@ def _values(
             target[:] = values
     elif method in (_INTEGERS, _FLOATS):
         standalone.simple_decompress_into(blob[start:end], target)
+        if entry.scale:
+            target *= target.dtype.type(entry.scale)
     else:
         raise ValueError(f"method {method} is not known")
 

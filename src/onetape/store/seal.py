@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import apsw
@@ -77,11 +77,16 @@ def fold(connection: apsw.Connection, found: dict[int, Columns], end: int, level
     first = seal_position(connection) + 1
     at_ns = now_ns()
     ordered = {kind: chunks.by_symbol(columns) for kind, columns in found.items()}
-    for kind, columns in ordered.items():
-        chunks.insert(connection, chunks.rows(kind, columns, end, at_ns, spans.OWN_FROM[level]))
+    begun = [chunks.rows(kind, columns, end, at_ns, spans.OWN_FROM[level]) for kind, columns in ordered.items()]
+
+    def write_chunks() -> None:
+        while begun:
+            chunks.insert(connection, begun.pop(0))
+
     spans.add(connection, end, first, level, *told)
-    if KIND_TICK in ordered or KIND_CANCEL in ordered:
-        _keep_minutes(connection, ordered.get(KIND_TICK), ordered.get(KIND_CANCEL))
+    if KIND_TICK in ordered or KIND_CANCEL in ordered:  # beside the packing of the chunks, unless it needs them
+        _keep_minutes(connection, ordered.get(KIND_TICK), ordered.get(KIND_CANCEL), write_chunks)
+    write_chunks()
     if KIND_TICK in ordered:
         _count(connection, "ticks", ordered[KIND_TICK])
     if KIND_BAR in found:
@@ -129,28 +134,45 @@ def minute_history(
 
 
 def minutes_of(
-    connection: apsw.Connection, ticks: Columns | None, taken_back: Columns | None, tail: dict[int, Columns] | None
+    connection: apsw.Connection,
+    ticks: Columns | None,
+    taken_back: Columns | None,
+    tail: dict[int, Columns] | None,
+    write_chunks: Callable[[], None] | None = None,
 ) -> Array:
-    """Return the MINUTES that ticks and cancels change. `tail`: all records of the journal, where these are of it."""
+    """Return the MINUTES that ticks and cancels change. `tail`: all records of the journal, where these are of it.
+
+    write_chunks: writes the ticks' chunks, if that is still to be done; ticks are sorted as by_symbol() does then.
+    """
     none = {name: np.zeros(0, dtype) for name, dtype in DTYPES[KIND_TICK].items()}
-    found = bars.trades(none if ticks is None else ticks)
-    symbol_ids = np.unique(found["symbol"]).tolist()
+    found = bars.trades(none if ticks is None else ticks, ordered=write_chunks is not None)
+    symbol_ids = block.distinct(found["symbol"]).tolist()
     late = bars.late_counts(found, newest_trades(connection, symbol_ids)) if symbol_ids else {}
+
+    def history(symbol_id: int, start_ns: int) -> Columns | None:
+        if write_chunks is not None:
+            write_chunks()
+        return minute_history(connection, symbol_id, start_ns, tail)
+
     return bars.fold(
         found,
         late,
         lambda symbols, starts: minutes.kept(connection, symbols, starts),
-        lambda symbol_id, start_ns: minute_history(connection, symbol_id, start_ns, tail),
+        history,
         cancels.by_minute(taken_back),
     )
 
 
-def _keep_minutes(connection: apsw.Connection, ticks: Columns | None, taken_back: Columns | None) -> None:
-    minutes.write(connection, minutes_of(connection, ticks, taken_back, None))
+def _keep_minutes(
+    connection: apsw.Connection, ticks: Columns | None, taken_back: Columns | None, write_chunks: Callable[[], None]
+) -> None:
+    minutes.write(connection, minutes_of(connection, ticks, taken_back, None, write_chunks))
     if ticks is None or "price" not in ticks:
         return
     there = ~np.isnan(ticks["price"])
-    symbols, ts = ticks["symbol"][there], ticks["ts_event_ns"][there]
+    symbols, ts = ticks["symbol"], ticks["ts_event_ns"]
+    if not there.all():
+        symbols, ts = symbols[there], ts[there]
     if len(symbols):
         last = np.append(np.flatnonzero(symbols[1:] != symbols[:-1]), len(symbols) - 1)
         connection.executemany(

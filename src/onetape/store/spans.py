@@ -100,7 +100,9 @@ def prepare(connection: apsw.Connection, found: list[Span], level: int) -> Merge
     strength = packed.SMALL if level == COMPACT else packed.FAST
     rows: list[tuple[Any, ...]] = []
     for kind, columns in chunks.by_kind(old).items():
-        rows += chunks.rows(kind, columns, found[-1].seal, int(sealed_ns or at_ns), OWN_FROM[level], strength)
+        rows += chunks.rows(
+            kind, chunks.by_symbol(columns), found[-1].seal, int(sealed_ns or at_ns), OWN_FROM[level], strength
+        )
     return Merge(found, level, [chunk.id for chunk in old], rows)
 
 
