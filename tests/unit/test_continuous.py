@@ -226,6 +226,9 @@ def test_bars_are_the_contracts_own_and_adjusted_alike(tape: Tape) -> None:
         cut = _ns("2025-12-04")
         assert raw == [bar for bar in a if bar.ts_start_ns < cut] + [bar for bar in b if bar.ts_start_ns >= cut]
         assert tape.bar_list("C", interval) == raw
+        rows = view.bars(interval, adjust="back").to_pylist()
+        told = zip(rows, view.bar_list(interval, adjust="back"), strict=True)
+        assert all({name: getattr(bar, name) for name in row} == row for row, bar in told)
     adjusted = view.bar_list("1d", adjust="back")
     assert [(bar.open, bar.high, bar.low, bar.close) for bar in adjusted][2:4] == [
         (113.0, 113.5, 113.0, 113.5),
@@ -574,3 +577,45 @@ def test_what_a_view_cannot_do_is_refused_and_not_silently_empty(tape: Tape) -> 
     with pytest.raises(ConfigInvalid, match="alone"):
         tape.read(["C", "A"])
     assert tape.read(["C"]).num_rows == view.read().num_rows
+
+
+def test_what_is_kept_in_memory_of_rolls_is_dropped_when_older_records_come(tape: Tape) -> None:
+    _two(tape)
+    view = tape.define_continuous("C", CHAIN, "volume")
+    before = view.schedule()
+    assert view.schedule() is before
+    tape.append([_tick("A", "2025-12-06T19:00:00", 1.0), _tick("other", "2025-12-01T10:00:00", 1.0)])
+    assert view.schedule() is before  # neither an older record of a contract nor a new day
+    tape.append(_tick("A", "2025-12-03T20:00:00", 1.0, 100.0))
+    assert [r.ts_ns for r in view.rolls()] == [_ns("2025-12-05")]
+    tape.append(_tick("A", "2025-12-02T20:00:00", 1.0, 100.0))
+    tape.seal()
+    tape.append(_tick("B", "2025-12-02T21:00:00", 1.0, 500.0))
+    assert [r.ts_ns for r in view.rolls()] == [_ns("2025-12-03")]
+    tape.append_table(
+        {"symbol": "A", "ts_event_ns": [_ns("2025-12-02T22:00:00")] * 9000, "price": 1.0, "size": [1.0] * 9000}
+    )
+    assert [r.ts_ns for r in view.rolls()] == [_ns("2025-12-05")]
+
+
+def test_a_new_day_decides_anew(tmp_path: Path) -> None:
+    with onetape.open(tmp_path / "t.db", retention_days=None) as tape, onetape.open(tmp_path / "t.db") as other:
+        view = tape.define_continuous("C", CHAIN, "volume")
+        tape.append([_tick("A", "2025-12-01T10:00:00", 1.0, 1.0), _tick("B", "2025-12-01T10:00:00", 1.0, 2.0)])
+        assert view.rolls() == []
+        other.append(_tick("B", "2025-12-02T00:00:00", 1.0))
+        assert [r.ts_ns for r in view.rolls()] == [_ns("2025-12-02")]
+
+
+def test_contracts_with_bars_given_and_with_ticks_go_together(tape: Tape) -> None:
+    for n in range(1, 4):
+        at = _ns(f"2025-12-0{n}T12:00:00")
+        tape.append(Bar("A", "1min", at, 100.0, 100.0, 100.0, 100.0, volume=5.0, source="vendor"))
+        tape.append(Tick("B", at + S, price=110.0, size=9.0 if n == 2 else 1.0))
+    view = tape.define_continuous("C", CHAIN, "volume")
+    (roll,) = view.rolls()
+    assert roll.ts_ns == _ns("2025-12-03") and roll.gap == 10.0
+    for adjust, first in ((None, 100.0), ("back", 110.0)):
+        table = view.bars("1min", adjust=adjust)
+        assert table["symbol"].to_pylist() == ["A", "A", "B"] and table["close"].to_pylist() == [first, first, 110.0]
+        assert table["source"].to_pylist() == ["vendor", "vendor", None]

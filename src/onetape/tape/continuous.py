@@ -17,8 +17,9 @@ from onetape.record import TS_MAX_NS, Bar, Tick, interval_ns
 from onetape.store import aliases, continuous, query, rolls
 from onetape.store.continuous import Contract, Defined, Definition, RollRule
 from onetape.store.rolls import Roll, Schedule, Segment, Switch
-from onetape.tape.contract_days import OpenInterests, Volumes, priced
+from onetape.tape.contract_days import priced
 from onetape.tape.handle import Handle
+from onetape.tape.schedules import kept_or_new
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,18 +93,13 @@ class Continuous:
         Column `symbol` is the contract. as_of: what the tape said of its ticks then; the rolls are as they are now.
         Raises GapUnknown where it cannot be adjusted.
         """
-        import pyarrow as pa
-
         parts: list[tuple[Segment, pa.Table]] = []
         symbols, segments = self._segments(start, end)
         for segment in segments or [Segment(0, 0, 0)]:
             found = self._tape.read(symbols[segment.contract], segment.start_ns, segment.end_ns, columns, as_of=as_of)
             if found.num_rows or not parts:
                 parts.append((segment, found))
-        shifts = self._shifts(adjust, [segment for segment, found in parts if found.num_rows], symbols)
-        adjusted = [_adjusted(found, adjust, shifts.get(segment.contract)) for segment, found in parts]
-        kept = [found for found in adjusted if found.num_rows] or adjusted[:1]
-        return pa.concat_tables(kept).unify_dictionaries()
+        return self._adjoined(parts, adjust, symbols)
 
     def bars(
         self,
@@ -116,7 +112,15 @@ class Continuous:
         """Return the front's bars with start <= ts_start_ns < end as one Arrow table, as tape.bars() does."""
         from onetape.store import arrow
 
-        return arrow.bars_to_arrow(self.bar_list(interval, start, end, adjust=adjust))
+        symbols, segments, cut = self._bar_segments(interval, start, end)
+        parts = [
+            (segment, self._tape.bars(symbols[segment.contract], interval, segment.start_ns, segment.end_ns))
+            for segment in segments
+            if not cut
+        ]
+        if not parts or not all(found.schema.equals(parts[0][1].schema) for _, found in parts):
+            return arrow.bars_to_arrow(self.bar_list(interval, start, end, adjust=adjust))
+        return self._adjoined(parts, adjust, symbols)
 
     def bar_list(
         self,
@@ -130,19 +134,8 @@ class Continuous:
 
         A bar in which a roll falls is made of the minutes of both contracts, and bears the name of the new one.
         """
-        try:
-            length = interval_ns(interval)
-        except ValueError as error:
-            raise ConfigInvalid(str(error)) from error
-        if _DAY_NS % length:
-            raise ConfigInvalid(
-                f"bars of {interval} of a continuous future", hint="ask for a length that divides a day: 5min, 1h, 1d"
-            )
-        start_ns, end_ns = self._tape._span(start, end)
-        start_ns += -start_ns % length
-        end_ns = min(end_ns + -end_ns % length, TS_MAX_NS + 1)  # a bar belongs to the span by its start
-        symbols, segments = self._segments(start_ns, end_ns)
-        cut = {s.start_ns - s.start_ns % length for s in segments[1:] if s.start_ns % length}
+        symbols, segments, cut = self._bar_segments(interval, start, end)
+        length = interval_ns(interval)
         parts: list[tuple[Segment, list[Bar]]] = []
         for segment in segments:
             symbol, first, last = symbols[segment.contract], segment.start_ns, segment.end_ns
@@ -209,20 +202,11 @@ class Continuous:
         chain = [contract.symbol for contract in definition.contracts]
         with tape._reading() as connection, query.snapshot(connection):
             recorded = rolls.told_rolls(connection, self.name, self.version, chain)
-        found = [info for info in tape.symbols() if info.symbol in symbols]
-        firsts = [info.ts_first_ns for info in found if info.ts_first_ns is not None]
-        lasts = [info.ts_last_ns for info in found if info.ts_last_ns is not None]
-        for symbol in symbols:  # bars stay when retention removes their ticks
-            kept = tape.bar_list(symbol, "1d", None, min(firsts, default=None))
-            firsts += [bar.ts_start_ns for bar in kept[:1]]
-            lasts += [bar.ts_start_ns for bar in kept[-1:]]
-        if not firsts:
-            return Schedule(0, (), 0)
-        first, last = rolls.trading_day(definition, min(firsts)), rolls.trading_day(definition, max(lasts))
-        by_volume = isinstance(definition.roll, continuous.VolumeCrossover)
-        days = Volumes(tape, definition, symbols) if by_volume else OpenInterests(tape, definition, symbols)
-        over = date.fromordinal(last.toordinal() - 1)
-        return rolls.crossovers(definition, first, over, days, {**recorded, **(told or {})})
+        if told:
+            return kept_or_new(tape, None, definition, symbols, {**recorded, **told}).schedule
+        key = self.name, self.version
+        kept = tape._schedules[key] = kept_or_new(tape, tape._schedules.get(key), definition, symbols, recorded)
+        return kept.schedule
 
     def behind(self, schedule: Schedule, position: int, head: int, start_ns: int | None) -> list[Switch]:
         """Return the rolls that a follower has behind it which begins after `position`, or at a time."""
@@ -268,6 +252,33 @@ class Continuous:
     def _segments(self, start: Time | None, end: Time | None) -> tuple[list[str], list[Segment]]:
         start_ns, end_ns = self._tape._span(start, end)
         return self.symbols(), list(rolls.segments(self.schedule(), start_ns, end_ns))
+
+    def _bar_segments(
+        self, interval: str, start: Time | None, end: Time | None
+    ) -> tuple[list[str], list[Segment], set[int]]:
+        """Return the contracts, the segments of whole bars, and the starts of bars in which a roll falls."""
+        try:
+            length = interval_ns(interval)
+        except ValueError as error:
+            raise ConfigInvalid(str(error)) from error
+        if _DAY_NS % length:
+            raise ConfigInvalid(
+                f"bars of {interval} of a continuous future", hint="ask for a length that divides a day: 5min, 1h, 1d"
+            )
+        start_ns, end_ns = self._tape._span(start, end)
+        start_ns += -start_ns % length
+        end_ns = min(end_ns + -end_ns % length, TS_MAX_NS + 1)  # a bar belongs to the span by its start
+        symbols, segments = self._segments(start_ns, end_ns)
+        return symbols, segments, {s.start_ns - s.start_ns % length for s in segments[1:] if s.start_ns % length}
+
+    def _adjoined(self, parts: list[tuple[Segment, pa.Table]], adjust: Adjust | None, symbols: list[str]) -> pa.Table:
+        """Return tables of segments as one, adjusted."""
+        import pyarrow as pa
+
+        shifts = self._shifts(adjust, [segment for segment, found in parts if found.num_rows], symbols)
+        adjusted = [_adjusted(found, adjust, shifts.get(segment.contract)) for segment, found in parts]
+        kept = [found for found in adjusted if found.num_rows] or adjusted[:1]
+        return pa.concat_tables(kept).unify_dictionaries()
 
     def _shifts(self, adjust: Adjust | None, used: list[Segment], symbols: list[str]) -> dict[int, float]:
         """Return what is added to (or multiplied with) each used contract's prices."""

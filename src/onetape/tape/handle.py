@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 import apsw
 
@@ -105,6 +105,8 @@ class Handle:
         self._subscriptions: list[Subscription] = []
         self._writers: weakref.WeakSet[Writer] = weakref.WeakSet()
         self._seal_error: str | None = None
+        #: Of continuous futures, by name and version, when they roll: see tape/schedules.py.
+        self._schedules: dict[tuple[str, int], Any] = {}
         self._tail_from = self._sealed_to = 0
         self._compactor: threading.Thread | None = None
         self._appended = 0
