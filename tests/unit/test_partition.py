@@ -140,6 +140,16 @@ def test_what_part_of_time_is_asked_for_changes_no_answer(tmp_path_factory, tick
         for act, (low, high) in words:
             if low < high:
                 (tape.cover if act == "cover" else tape.mark_missing)("X", low * second, high * second, source="a")
+        spans = tape.coverage("X", 0, 400 * second, quiet_s=20)
+        assert spans[0].start_ns == 0 and spans[-1].end_ns == 400 * second
+        assert all(a.end_ns == b.start_ns for a, b in itertools.pairwise(spans))
+        gaps = tape.gaps("X", 0, 400 * second)
+        assert [(g.start_ns, g.end_ns) for g in gaps] == [
+            (s.start_ns, s.end_ns) for s in spans if s.state in ("missing", "unknown")
+        ]
+        said_missing = [g for g in gaps if g.by]
+        holding = [g for g in gaps if any(g.start_ns <= tick * second < g.end_ns for tick in ticks)]
+        assert all(g in said_missing for g in holding), "only what a source says it missed may hold ticks"
         if not words:
             return  # without a word the usual spacing is judged by the days around what is asked for
         edges = [0, *sorted(parts), 400]
