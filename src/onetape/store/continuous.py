@@ -5,6 +5,7 @@ A definition holds no prices. What it yields (store/rolls.py) is worked out from
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -205,7 +206,11 @@ def save(connection: apsw.Connection, definition: Definition, replace: bool) -> 
     replace: a different one of that name becomes the next version. Raises NameTaken, ConfigInvalid.
     """
     name = definition.name
-    known = load(connection, name)
+    known = None
+    newest = connection.execute("SELECT max(version) FROM continuous WHERE name = ?", (name,)).get
+    # A damaged one may be what is to be replaced.
+    with contextlib.suppress(ConfigInvalid) if replace else contextlib.nullcontext():
+        known = load(connection, name)
     if known is not None and known.definition == definition:
         return known.version
     if known is not None and not replace:
@@ -225,7 +230,7 @@ def save(connection: apsw.Connection, definition: Definition, replace: bool) -> 
         if symbol in meant:
             raise ConfigInvalid(f"{meant[symbol]!r} and {contract.symbol!r} are one symbol: {symbol!r}")
         meant[symbol] = contract.symbol
-    version = 1 if known is None else known.version + 1
+    version = (newest or 0) + 1
     text = msgspec.json.encode(definition).decode()
     connection.execute("INSERT INTO continuous VALUES (?, ?, ?, ?)", (name, version, text, now_ns()))
     return version
