@@ -619,3 +619,35 @@ def test_contracts_with_bars_given_and_with_ticks_go_together(tape: Tape) -> Non
         table = view.bars("1min", adjust=adjust)
         assert table["symbol"].to_pylist() == ["A", "A", "B"] and table["close"].to_pylist() == [first, first, 110.0]
         assert table["source"].to_pylist() == ["vendor", "vendor", None]
+
+
+def test_a_subscriber_that_wants_only_the_newest_gets_the_roll_beside_the_tick(tape: Tape) -> None:
+    import threading
+
+    _two(tape)
+    tape.define_continuous("C", CHAIN, "volume")
+    got: list[object] = []
+    slow, done = threading.Event(), threading.Event()
+
+    def callback(record: object) -> None:
+        slow.wait(1)
+        got.append(record)
+        if isinstance(record, Tick) and record.price == 999.0:
+            done.set()
+
+    subscription = tape.subscribe(callback, "C", "conflate", from_seq=0)
+    tape.append(_tick("B", "2025-12-06T20:00:00", 999.0))
+    slow.set()
+    assert done.wait(5)
+    assert subscription.active and subscription.error is None and subscription.stats(0).errors == 0
+    subscription.close()
+    assert [type(record).__name__ for record in got].count("Roll") == 1
+
+
+def test_a_correction_may_name_a_tick_by_an_alias(tape: Tape) -> None:
+    tape.alias("1", "A")
+    tape.append([_tick("1", "2025-12-01T10:00:00", 1.0), _tick("1", "2025-12-01T10:00:01", 2.0)])
+    first = Tick(**tape.read("1").to_pylist()[0])
+    tape.revise(first, _tick("1", "2025-12-01T10:00:00", 1.5))
+    assert tape.read("A")["price"].to_pylist() == [1.5, 2.0]
+    assert [info.symbol for info in tape.symbols()] == ["A"]

@@ -41,6 +41,11 @@ class Roll(msgspec.Struct, frozen=True):
     seq: int | None = None  # it has no position of its own on the tape
 
     @property
+    def ts_event_ns(self) -> int:
+        """Return its time as other records call theirs."""
+        return self.ts_ns
+
+    @property
     def ratio(self) -> float | None:
         """Return new_price / old_price, or None where they are unknown or not positive."""
         if self.old_price is None or self.new_price is None or self.old_price <= 0 or self.new_price <= 0:

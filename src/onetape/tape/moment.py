@@ -54,14 +54,14 @@ class Moment:
         """Return what tape.read() would have returned at this moment."""
         from onetape.store import arrow
 
-        symbol_id = self._catalog.symbol_id(self._connection, symbol)
+        symbol_id, symbol = self._catalog.find(self._connection, symbol)
         found = None if symbol_id is None else query.ticks(self._connection, symbol_id, start_ns, end_ns)
         return arrow.to_arrow(found, symbol, columns, self._names)
 
     def bars(self, symbol: str, interval: str, start_ns: int, end_ns: int) -> list[Bar]:
         """Return the bars of every source, and the tape's own (source None) after them, ascending in their start."""
         length = interval_ns(interval)
-        symbol_id = self._catalog.symbol_id(self._connection, symbol)
+        symbol_id, symbol = self._catalog.find(self._connection, symbol)
         if symbol_id is None:
             return []
         given_ones = given.given_bars(self._connection, symbol_id, symbol, length, start_ns, end_ns, None, self._names)

@@ -34,8 +34,8 @@ class SymbolNames(Handle):
         symbol stands for this one from now on; records stay where they are. rename: `name` is a symbol with records;
         it bears this name from now on.
 
-        A process that has appended single ticks under the name before goes on as it did until it next looks at the
-        tape's names: at its next read or append of several, a seal at the latest. Repeating it changes nothing.
+        A process that has appended ticks under the name before, singly or with a writer, goes on as it did until it
+        next looks at the tape's names: at its next read, append of several, or seal. Repeating it changes nothing.
         Raises NameTaken, NameAmbiguous, ConfigInvalid, TapeReadOnly.
         """
         with self._changing_names() as connection:
