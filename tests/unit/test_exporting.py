@@ -128,6 +128,17 @@ def test_bars_are_those_of_every_source_and_the_tapes_own(tape: onetape.Tape, tm
     assert export(tape, tmp_path / "b", format="parquet", what="bars").files == 1
 
 
+def test_bars_of_sealed_days_are_the_ones_that_bars_returns(tape: onetape.Tape, tmp_path: Path) -> None:
+    _fill(tape, "ES", 5000, DAY // 1000)
+    _fill(tape, "NQ", 10, DAY * 40)
+    tape.seal()
+    for interval in ("1min", "1h", "1d"):
+        export(tape, tmp_path / f"{interval}.arrow", what="bars", interval=interval)
+        rows = pa.ipc.open_file(tmp_path / f"{interval}.arrow").read_all().to_pylist()
+        assert rows == [row for symbol in ("ES", "NQ") for row in tape.bars(symbol, interval).to_pylist()]
+        assert rows
+
+
 def test_pieces_of_any_size_give_the_same_file(
     tape: onetape.Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,9 @@ def import_files(
         str | None, typer.Option(metavar="NAME,…", help="Column names of files that have no header line.")
     ] = None,
     source: Annotated[str | None, typer.Option(help="Who the records are from.")] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="TIME", help="When it was so, of a file that says no time.")
+    ] = None,
     as_path: Annotated[
         str | None,
         typer.Option("--as", metavar="PATH", help="Where the file would lie in its vendor's folder, if that matters."),
@@ -98,6 +101,7 @@ def import_files(
         kind=None if kind is RecordKind.TICKS else "bars",
         interval=interval,
         time_format=time_format,
+        at=at,
         as_path=as_path,
         allow_cut=allow_cut,
         repeats=repeats.value,
@@ -168,7 +172,7 @@ def _import_csv(
 ) -> None:
     from onetape.importing import import_csv
 
-    for name in sorted(others.given() & {"as_path", "allow_cut", "repeats"}):
+    for name in sorted(others.given() & {"at", "as_path", "allow_cut", "repeats"}):
         flag = "--as" if name == "as_path" else "--" + name.replace("_", "-")
         raise ConfigInvalid(f"{flag}: {path} is taken for CSV", hint="leave it out, or say --format")
     with ProgressLine("bytes") as progress:

@@ -41,7 +41,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     symbol, source: of every record, where the file does not say it (a format may take a template). timezone: of
     local times. mapping, kind, interval, time_format: as CsvOptions says them, for files of named columns.
-    as_path: what the file's path would be in the vendor's own folder, where that says what it holds.
+    at: when what the file says was so, where it says no time (as to_ns takes it). as_path: what the file's path would
+    be in the vendor's own folder, where that says what it holds.
     allow_cut: of a file that ends too early, take what is whole. repeats: of a session that comes twice under two
     names, "refuse" both, import it "once", or "keep" both. on_invalid: "raise" stores nothing of a file with a
     record the tape refuses; "quarantine" stores the good ones and keeps the bad ones with their reasons.
@@ -54,6 +55,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["ticks", "bars"] | None = None
     interval: str | None = None
     time_format: str = "auto"
+    at: str | None = None
     as_path: str | None = None
     allow_cut: bool = False
     repeats: Literal["refuse", "once", "keep"] = "refuse"
@@ -172,9 +174,26 @@ class Imported(msgspec.Struct, frozen=True, kw_only=True):
 
 def known() -> tuple[Format, ...]:
     """Return every format, in the order in which they are asked whether a file is theirs."""
-    from onetape.importing import columnar, dbn, lean, predecessor, recordings  # formats stand on this module
+    from onetape.importing import (
+        columnar,
+        dbn,
+        dukascopy,
+        kite,
+        lean,
+        predecessor,
+        recordings,
+    )  # formats stand on this module
 
-    return (lean.FORMAT, dbn.FORMAT, predecessor.FORMAT, columnar.PARQUET, columnar.ARROW, recordings.FORMAT)
+    return (
+        lean.FORMAT,
+        dbn.FORMAT,
+        predecessor.FORMAT,
+        columnar.PARQUET,
+        columnar.ARROW,
+        recordings.FORMAT,
+        dukascopy.FORMAT,
+        kite.FORMAT,
+    )
 
 
 def find(name: str) -> Format:

@@ -9,7 +9,7 @@ from typing import Any
 import apsw
 import numpy as np
 
-from onetape.store import query
+from onetape.store import minutes, query
 from onetape.store.layout import DAY_NS, KIND_BAR, KIND_TICK
 
 
@@ -28,11 +28,16 @@ def of_ticks(connection: apsw.Connection, symbol_id: int) -> Counter[int]:
 
 
 def of_bars(connection: apsw.Connection, symbol_id: int) -> Counter[int]:
-    """Return day → how many bars of any interval and source are kept of it; its own ticks may make a few more."""
+    """Return day → about how many bars of any interval and source are kept of it; unsealed ticks count as well."""
     rows: list[Any] = connection.execute(
         "SELECT ts_start_ns / ?, count(*) FROM bar WHERE symbol_id = ? GROUP BY 1", (DAY_NS, symbol_id)
     ).fetchall()
     found: Counter[int] = Counter(dict(rows))
+    first, behind = minutes._id(symbol_id, 0), minutes._id(symbol_id + 1, 0)
+    rows = connection.execute(
+        "SELECT (id - ?) / 24, 60 * count(*) FROM minute WHERE id >= ? AND id < ? GROUP BY 1", (first, first, behind)
+    ).fetchall()
+    found.update(dict(rows))
     for kind in (KIND_TICK, KIND_BAR):
         _add_tail(found, connection, kind, symbol_id)
     return found
