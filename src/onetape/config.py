@@ -49,7 +49,13 @@ class Settings(BaseSettings):
     retention_days: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(_none_in_words)
     ] = 30
+    #: None ("none") keeps the tape's own 1-minute bars for ever.
+    bar_retention_days: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(_none_in_words)
+    ] = None
     recent_per_symbol: int = Field(1000, ge=1)
+    #: None ("none") is without limit.
+    memory_bytes: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_in_words)] = 256 * 2**20
     #: None: beside the tape.
     ledger: Path | None = None
     reports_dir: Path = Path()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import apsw
 import pytest
@@ -72,7 +73,7 @@ def test_a_flipped_bit_anywhere_in_a_chunk_is_named_and_all_else_is_read(path):
     rows = raw.execute("SELECT id, symbol_id, payload FROM chunk").fetchall()
     raw.close()
     for number in range(200):
-        chunk_id, symbol_id, payload = chance.choice(rows)
+        chunk_id, _symbol_id, payload = chance.choice(rows)
         bit = chance.randrange(len(payload) * 8) if number % 4 else chance.choice([0, 9, 17, 8 * len(payload) - 1])
         flipped = bytearray(payload)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -260,7 +261,7 @@ def test_a_log_of_another_tape_is_refused_kept_and_set_aside(tmp_path, path):
     shutil.copy(layout.wal_path(other), layout.wal_path(path))
     before = path.read_bytes(), layout.wal_path(path).read_bytes()
     for mode in ("rw", "r"):
-        with pytest.raises(onetape.TapeDamaged, match="does not belong|malformed") as caught:
+        with pytest.raises(onetape.TapeDamaged, match=r"does not belong|malformed") as caught:
             onetape.open(path, mode=mode)
         assert caught.value.hint
     told = onetape.doctor(path)
@@ -270,7 +271,7 @@ def test_a_log_of_another_tape_is_refused_kept_and_set_aside(tmp_path, path):
     assert plan.log is not None and not plan.done
     assert (path.read_bytes(), layout.wal_path(path).read_bytes()) == before
     plan = onetape.repair(path, execute=True)
-    assert open(plan.log, "rb").read() == before[1]
+    assert Path(plan.log).read_bytes() == before[1]
     assert onetape.doctor(path).healthy
     assert _everything(path) == whole
 
@@ -281,7 +282,7 @@ def test_a_log_that_was_cut_off_anywhere_leaves_what_was_committed_before(tmp_pa
     saved, log = path.read_bytes(), layout.wal_path(path).read_bytes()
     index = layout.index_path(path)
     longest = 0
-    for size in sorted(random.Random(2).sample(range(0, len(log)), 25)) + [len(log)]:
+    for size in [*sorted(random.Random(2).sample(range(len(log)), 25)), len(log)]:
         path.write_bytes(saved)
         layout.wal_path(path).write_bytes(log[:size])
         index.unlink(missing_ok=True)

@@ -81,10 +81,11 @@ def test_a_ring_always_holds_the_newest_in_order_however_late_ticks_come(tmp_pat
 
 
 def test_every_field_of_a_tick_survives_being_packed(tmp_path):
-    full = dict(
-        price=0.1, size=3.0, bid=-0.25, ask=1e-9, bid_size=0.0, ask_size=7.5, side=-1, flags=2**32 - 1, open=1.0,
-        high=2.0, low=-3.0, volume=1e12, vwap=1 / 3, trades=2**40, open_interest=5.0, source="feed", ts_recv_ns=T0 + 5,
-    )  # fmt: skip
+    full = {
+        "price": 0.1, "size": 3.0, "bid": -0.25, "ask": 1e-9, "bid_size": 0.0, "ask_size": 7.5, "side": -1,
+        "flags": 2**32 - 1, "open": 1.0, "high": 2.0, "low": -3.0, "volume": 1e12, "vwap": 1 / 3, "trades": 2**40,
+        "open_interest": 5.0, "source": "feed", "ts_recv_ns": T0 + 5,
+    }  # fmt: skip
     with onetape.open(tmp_path / "t.db") as tape:
         tape.append(Tick("A", T0, price=1.0))
         assert tape.latest("A").price == 1.0

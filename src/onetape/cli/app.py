@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from onetape import errors
-from onetape.cli import continuous, coverage, exporting, importing, migrate, names, query
+from onetape.cli import care, continuous, coverage, exporting, importing, migrate, names, query, sql
 from onetape.cli.output import plain
 
 EXIT_CODES = """\b
@@ -39,6 +39,10 @@ _REFUSED = (
     errors.TapeUnusable,
     errors.TapeTooNew,
     errors.TapeReadOnly,
+    errors.TapeInUse,
+    errors.TargetExists,
+    errors.SnapshotMissing,
+    errors.SnapshotExists,
     errors.PlanInvalid,
     errors.PlanCollision,
     errors.PreflightRefused,
@@ -79,6 +83,7 @@ app.command("latest")(query.latest)
 app.command("history")(query.history)
 app.command("bars")(query.bars)
 app.command("tail", epilog=query.TAIL_ENDS)(query.tail)
+app.command("sql", epilog=sql.TABLES)(sql.sql)
 app.command("symbols")(query.symbols)
 app.command("stats")(query.stats)
 app.command("coverage")(coverage.coverage)
@@ -88,6 +93,13 @@ app.command("import")(importing.import_files)
 app.command("export")(exporting.export_files)
 app.add_typer(names.alias, name="alias")
 app.add_typer(continuous.app, name="continuous")
+app.command("doctor")(care.doctor)
+app.command("backup")(care.backup)
+app.command("restore")(care.restore)
+app.command("upgrade")(care.upgrade)
+app.command("mem")(care.mem)
+app.command("prune")(care.prune)
+app.add_typer(care.snapshot_app, name="snapshot")
 app.add_typer(migrate.app, name="migrate")
 if importlib.util.find_spec("onetape.cli.demo") is not None:
     app.command("demo")(importlib.import_module("onetape.cli.demo").demo)

@@ -28,5 +28,7 @@ def open_tape(path: Path | None, mode: Literal["r", "rw"] = "r") -> Tape:
         mode=mode,
         durability=settings.durability,
         retention_days=settings.retention_days,
+        bar_retention_days=settings.bar_retention_days,
         recent_per_symbol=settings.recent_per_symbol,
+        memory_bytes=settings.memory_bytes,
     )

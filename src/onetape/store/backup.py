@@ -163,7 +163,7 @@ def prove(path: Path) -> BackupInfo:
     except apsw.Error as error:
         raise sqlite.translate(error, path, "read") from error
     except UnicodeDecodeError as error:
-        raise TapeDamaged(f"{path} is damaged: {error}", hint="take another backup; onetape doctor says more") from error
+        raise TapeDamaged(f"{path} is damaged: {error}", hint="take another; onetape doctor says more") from error
 
 
 def restore(path: Path, to: Path, *, execute: bool, replace: bool = False) -> RestorePlan:
@@ -182,7 +182,7 @@ def restore(path: Path, to: Path, *, execute: bool, replace: bool = False) -> Re
     if there and not replace:
         raise TargetExists(
             f"{there[0]} exists",
-            hint="restore to another path, or add --replace: what is there is renamed, not removed",
+            hint="restore to another path, or add --replace: then what is there is renamed",
         )
     _refuse_while_open(to)
     _room(to.parent, found.bytes)

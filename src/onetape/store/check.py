@@ -317,7 +317,7 @@ def _counts(connection: apsw.Connection, found: Findings, counted: Counted) -> N
         if (ticks, given) != there:
             found.problem(
                 "counts",
-                f"{name}: {there[0]:,} ticks and {there[1]:,} given bars are there, {ticks:,} and {given:,} are counted",
+                f"{name}: {there[0]:,} ticks, {there[1]:,} given bars are there; {ticks:,} and {given:,} are counted",
                 "onetape doctor --repair counts them anew",
                 symbol=name,
             )

@@ -150,10 +150,7 @@ class _Repair:
                 (damage.id,),
             ).fetchall()[0]
         )
-        try:
-            payload = self._connection.execute("SELECT CAST(payload AS BLOB) FROM chunk WHERE id = ?", (damage.id,)).get
-        except (apsw.CorruptError, apsw.IOError):
-            payload = None
+        payload = self._payload("chunk", "id", damage.id)
         if payload is not None and self._correct(Chunk(*row[:9], payload), row[9]):
             return
         names = ("id", "kind", "symbol_id", "ts_min", "ts_max", "seq_min", "seq_max", "count", "encoding", "seal")
@@ -162,6 +159,14 @@ class _Repair:
                         payload)  # fmt: skip
         if self._execute:
             self._connection.execute("DELETE FROM chunk WHERE id = ?", (damage.id,))
+
+    def _payload(self, table: str, key: str, row: int) -> bytes | None:
+        """Return the bytes of a row, or None where SQLite cannot read them."""
+        question = f"SELECT CAST(payload AS BLOB) FROM {table} WHERE {key} = ?"
+        try:
+            return bytes(self._connection.execute(question, (row,)).get)
+        except (apsw.CorruptError, apsw.IOError):
+            return None
 
     def _correct(self, chunk: Chunk, span: int) -> bool:
         """Correct the row of a chunk whose content is whole, if its content fits its span."""
@@ -193,10 +198,7 @@ class _Repair:
     def _journal(self, damages: list[Damage]) -> None:
         """Seal the journal's good rows and set the others aside: the journal itself has no holes."""
         for damage in damages:
-            try:
-                payload = self._connection.execute("SELECT CAST(payload AS BLOB) FROM journal WHERE seq_last = ?", (damage.id,)).get
-            except (apsw.CorruptError, apsw.IOError):
-                payload = None
+            payload = self._payload("journal", "seq_last", damage.id)
             records = damage.last - damage.first + 1
             self._set_aside(f"journal row {damage.id}", None, damage.first, damage.last, None, None, records, damage.why,
                             {"seq_last": damage.id, "count": records}, payload)  # fmt: skip

@@ -12,13 +12,13 @@ from onetape.store import holders, layout, sqlite, wal
 
 #: What each format brought: of the file in words, from the version on.
 _CHANGES = {
-    1: "chunks in spans with the times of appending, packed bars, snapshots, coverage, aliases; chunks are packed smaller"
-    " as they are compacted",
+    1: "chunks in spans with the times of appending, bars by the hour, snapshots, coverage, further names; chunks"
+    " become smaller as they are compacted",
 }
 
 
 class UpgradePlan(msgspec.Struct, frozen=True):
-    """What an upgrade does, or has done. `backup` is where the file as it was is kept; None if nothing is to be done."""
+    """What an upgrade does, or has done. `backup`: where the file as it was is kept; None if nothing is to do."""
 
     path: str
     version: int

@@ -54,8 +54,8 @@ class Care(Handle):
 def doctor(path: StrPath, *, full: bool = False, on_progress: check.Progress | None = None) -> Checkup:
     """Look at a tape, whole or damaged, and return all that is found, problems first. It changes nothing.
 
-    Every chunk and journal row is read and compared with its checksum and its row, every position accounted for; bars of
-    the last day of some symbols are computed again. full: SQLite's long check, and all bars. Writers may go on.
+    Every chunk and journal row is read and compared with its checksum and its row, every position accounted for; bars
+    of the last day of some symbols are computed again. full: SQLite's long check, and all bars. Writers may go on.
     on_progress(positions read, positions in all). Raises TapeMissing.
     """
     return check.examine(Path(os.path.realpath(path)), full=full, on_progress=on_progress)
@@ -82,6 +82,6 @@ def restore(backup: StrPath, to: StrPath, *, execute: bool = False, replace: boo
 def upgrade(path: StrPath, *, execute: bool = False) -> UpgradePlan:
     """Bring a tape of an older format to this one, with a backup beside it; without `execute` only say what it takes.
 
-    Opening a tape for writing does the same by itself. Raises TapeMissing, TapeTooNew, TapeUnusable, TapeInUse, TapeFull.
+    Opening a tape for writing does the same. Raises TapeMissing, TapeTooNew, TapeUnusable, TapeInUse, TapeFull.
     """
     return upgrades.upgrade(Path(os.path.realpath(path)), execute=execute)
