@@ -12,7 +12,7 @@ import typer
 
 from onetape.cli import output
 from onetape.cli.options import End, Json, Start, TapePath, open_tape
-from onetape.cli.times import HELP, parse_span, parse_time
+from onetape.cli.times import HELP, parse_span, parse_time, position
 from onetape.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _TEXT = ("symbol", "time", "received", "side", "source", "interval")
 _TIMES = ("ts_event_ns", "ts_start_ns", "ts_ns", "ts_recv_ns", "recv_time", "priced_ns")
 _NOT_IN_A_LINE = ("kind", *_TIMES, "flags", "complete")
 _LATEST = ("ts_event_ns", "price", "size", "bid", "ask", "bid_size", "ask_size", "volume", "source")
+_JOINED = ("ts_event_ns", "price", "size", "side", "bid", "ask", "bid_size", "ask_size", "quote_age_ns")
 #: How often `tail` looks whether its reader is still there and whether its time is up, while nothing comes.
 _LOOK_S = 0.5
 
@@ -56,38 +57,64 @@ def latest(symbols: Symbols = None, json: Json = False, tape: TapePath = None) -
 
 
 def history(
-    symbol: Symbol,
+    symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL...", help="Which symbols.")],
     start: Start = None,
     end: End = None,
     limit: Annotated[int, typer.Option(min=0, help="At most this many, the newest; 0: all.")] = 20,
     columns: Annotated[str, typer.Option(metavar="NAME,…", help="Only these fields of a tick, in this order.")] = "",
+    as_of: Annotated[
+        str | None,
+        typer.Option("--as-of", metavar="WHEN", help="What the tape said at a position, a snapshot or a time."),
+    ] = None,
+    quotes: Annotated[
+        bool, typer.Option("--quotes", help="Only trades, each with the newest quote before it. Of one symbol.")
+    ] = False,
+    max_age: Annotated[
+        float | None, typer.Option(min=0, metavar="S", help="With --quotes: none older than so many seconds.")
+    ] = None,
     json: Json = False,
     tape: TapePath = None,
 ) -> None:
-    """Show a symbol's ticks, oldest first: the newest 20 unless told otherwise."""
+    """Show ticks of one symbol or several, oldest first: the newest 20 unless told otherwise."""
     start_ns, end_ns = parse_span(start, end)
     names = [name.strip() for name in columns.split(",") if name.strip()]
+    moment = position(as_of)
+    if quotes and (len(symbols) > 1 or names):
+        raise ConfigInvalid("--quotes is of one symbol, and has its own columns", hint="leave the others out")
+    if max_age is not None and not quotes:
+        raise ConfigInvalid("--max-age is the age of a quote", hint="give --quotes too")
     with open_tape(tape) as opened:
-        _check_known(opened, [symbol])
+        _check_known(opened, symbols)
         _check_columns(names)
-        if start_ns is None and end_ns is None and limit:
-            ticks, total = opened.recent(symbol, limit), 0
-            rows = [{name: getattr(tick, name) for name in tick.__struct_fields__} for tick in ticks]
+        asked = symbols[0] if len(symbols) == 1 else symbols
+        if quotes:
+            age_ns = None if max_age is None else int(max_age * 1_000_000_000)
+            found = opened.trades_with_quotes(symbols[0], start_ns, end_ns, max_age_ns=age_ns, as_of=moment)
+        elif start_ns is None and end_ns is None and limit and moment is None and isinstance(asked, str):
+            found = opened.recent(asked, limit)
+        elif start_ns is None and end_ns is None and limit and moment is None:
+            found = opened.newest(asked, limit)
+            found = found.slice(max(0, found.num_rows - limit))
         else:
-            found = opened.read(symbol, start_ns, end_ns)
-            total = found.num_rows
-            rows = found.slice(max(0, total - limit) if limit else 0).to_pylist()
+            found = opened.read(asked, start_ns, end_ns, as_of=moment)
+    if isinstance(found, list):
+        rows, total = [{name: getattr(tick, name) for name in tick.__struct_fields__} for tick in found], 0
+    else:
+        total = found.num_rows
+        rows = found.slice(max(0, total - limit) if limit else 0).to_pylist()
     if json:
-        _print_json([_json_row(row, names) for row in rows])
+        _print_json([_joined_row(row) if quotes else _json_row(row, names) for row in rows])
     elif rows:
-        contract = ["symbol"] if rows[0]["symbol"] != symbol else []  # of a continuous future; or it was an alias
-        shown = names or [*contract, *output.TICK_COLUMNS, "seq"]
+        # A continuous future's contract, or what an alias stands for; or there are several.
+        symbol = [] if all(row["symbol"] == asked for row in rows) else ["symbol"]
+        shown = names or [*symbol, *(_JOINED if quotes else output.TICK_COLUMNS), "seq"]
         cells = [[output.cell(name, row[name]) for name in shown] for row in rows]
         if not names:  # a column of nothing but "no flags" says nothing
             cells = [["" if n == "flags" and c == "0" else c for n, c in zip(shown, r, strict=True)] for r in cells]
         output.print_table(list(map(output.heading, shown)), cells, _TEXT)
     else:
-        output.note(f"no ticks of {symbol} in that time" if start or end else f"{symbol} has no ticks, only bars")
+        what = f"{'trades' if quotes else 'ticks'} of {', '.join(symbols)}"
+        output.note(f"no {what} in that time" if start or end else f"no {what}, only bars")
     if total > len(rows):
         output.note(f"the newest {len(rows):,} of {total:,} ticks; --limit 0 shows all")
 
@@ -121,7 +148,8 @@ def bars(
     elif chart:
         _draw(symbol, interval, shown, width, height)
     else:
-        names = ("ts_start_ns", *output.BAR_COLUMNS)
+        contract = ["symbol"] if shown[0].symbol != symbol else []  # as in history
+        names = ("ts_start_ns", *contract, *output.BAR_COLUMNS)
         rows = [[*_cells(bar, names), "" if bar.complete else "forming"] for bar in shown]
         output.print_table([*map(output.heading, names), "state"], rows, (*_TEXT, "state"))
     if len(shown) < len(found) and not chart:
@@ -257,6 +285,15 @@ def _json_row(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     wanted = {"time"} if "ts_event_ns" in names else set()
     wanted |= {"recv_time"} if "ts_recv_ns" in names else set()
     return {name: whole[name] for name in (*sorted(wanted), *names) if name in whole}
+
+
+def _joined_row(row: dict[str, Any]) -> dict[str, Any]:
+    from onetape.clock import to_text
+
+    told = {name: value for name, value in row.items() if value is not None}
+    if not told["side"]:
+        del told["side"]
+    return {"kind": "trade", "time": to_text(row["ts_event_ns"]), **told}
 
 
 def _tail_json(record: Tick | Bar) -> str:

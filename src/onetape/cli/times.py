@@ -53,3 +53,11 @@ def parse_span(start: str | None, end: str | None, now: int | None = None) -> tu
             f"--start {start} is not before --end {end}", hint="records of start <= time < end are shown"
         )
     return start_ns, end_ns
+
+
+def position(as_of: str | None) -> int | str | None:
+    """Return what --as-of says: a position where it is a short number, else a snapshot's name or a time as it stands.
+
+    So long a number is a time in nanoseconds.
+    """
+    return int(as_of) if as_of is not None and as_of.isdecimal() and len(as_of) < 16 else as_of
