@@ -84,7 +84,8 @@ def _numbers(column: Array, kind: pa.DataType, absent_is_least: bool) -> Any:
     """Return numbers as an Arrow array over the same memory, null where absent."""
     if column.dtype.kind == "f":
         # NaN is what makes a sum of squares NaN, since no number here is infinite: half the time of isnan().any().
-        absent = np.isnan(column) if np.isnan(np.dot(column, column)) else None
+        with np.errstate(over="ignore"):  # the square of a great number may be infinite
+            absent = np.isnan(column) if np.isnan(np.dot(column, column)) else None
     else:
         some = absent_is_least and len(column) and int(column.min()) == ABSENT
         absent = column == ABSENT if some else None
