@@ -66,7 +66,7 @@ from onetape.tape.filling import Filled
 from onetape.tape.heartbeat import Heartbeat
 from onetape.tape.names import AliasesAdded
 from onetape.tape.snapshots import SnapshotProof
-from onetape.writer import Writer
+from onetape.writer import AsyncWriter, Writer
 
 __version__ = "0.1.0"
 
@@ -77,6 +77,7 @@ __all__ = [
     "Alias",
     "AliasesAdded",
     "BackupInfo",
+    "AsyncWriter",
     "Bar",
     "Cancel",
     "Checkup",

@@ -1,47 +1,61 @@
-"""The writer: group commit. Ticks are gathered for a few milliseconds and stored in one transaction."""
+"""The writer: group commit. Ticks are packed as they come and stored together, in one row of the journal."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import islice
+import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import NamedTuple
 
-from onetape.errors import ConfigInvalid, InvalidRecord, OnetapeError, TapeClosed
+from onetape.errors import ConfigInvalid, OnetapeError, TapeBusy, TapeClosed
 from onetape.record import SeqRange, Tick
 
-#: Ticks stored in one transaction at the most: about 20 ms of work, so that a flush is never long.
-_COMMIT_RECORDS_MAX = 16_384
+
+class Run(NamedTuple):
+    """Ticks packed one behind another, all with the columns of `bits`."""
+
+    bits: int
+    rows: list[bytes]
+
+
+#: Packs a tick as (bits, row). Raises InvalidRecord.
+Pack = Callable[[Tick], tuple[int, bytes]]
+#: Stores runs in their order, in one transaction. wait: for other processes' writes, or raise TapeBusy at once.
+Commit = Callable[[list[Run], bool], SeqRange]
 
 
 class Writer:
     """Gathers ticks and stores them together: every `max_delay_ms`, or as soon as `max_records` wait.
 
-    A tick is safe once flush() (or close()) has returned after it; until then at most `max_delay_ms` of ticks are
-    at risk. append() checks each tick at once and raises InvalidRecord. When a commit fails, its ticks stay in the
-    writer, the error is raised by the next append, flush or close, and the next flush tries them again: nothing is
-    dropped. It may be used from several threads.
+    A tick is safe once flush() (or close()) has returned after it; until then at most `max_records` ticks of at most
+    `max_delay_ms` are at risk. append() checks each tick at once and raises InvalidRecord. When a commit fails, its
+    ticks stay in the writer, the error is raised by the next append, flush or close, and the next flush tries them
+    again: nothing is dropped. It may be used from several threads.
     """
 
     def __init__(
         self,
-        commit: Callable[[Sequence[Tick]], SeqRange],
-        check: Callable[[Tick], None],
+        pack: Pack,
+        commit: Commit,
         max_delay_ms: float = 5,
         max_records: int = 4096,
     ) -> None:
         if max_delay_ms <= 0 or max_records < 1:
             raise ConfigInvalid("max_delay_ms is positive and max_records at least 1")
+        self._pack = pack
         self._commit = commit
-        self._check = check
         self._delay_s = max_delay_ms / 1000
         self._max_records = max_records
-        self._held: deque[Tick] = deque()
-        self._room = threading.Lock()
-        self._storing = threading.Lock()
-        self._full = threading.Event()
+        self._held: list[Tick] = []
+        self._runs: list[Run] = []
+        self._bits = -1
+        self._rows: list[bytes] = []
+        self._since = 0.0
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
         self._closed = False
         self._error: OnetapeError | None = None
         self.stored = 0
@@ -52,88 +66,93 @@ class Writer:
     @property
     def pending(self) -> list[Tick]:
         """Return the ticks that are not stored yet."""
-        with self._room:
+        with self._lock:
             return list(self._held)
 
+    @property
+    def full(self) -> bool:
+        """Return whether the next append stores what is held first."""
+        return len(self._held) >= self._max_records
+
     def append(self, tick: Tick) -> None:
-        """Take a tick to store within max_delay_ms; waits while it is full.
+        """Take a tick to store within max_delay_ms; where max_records are held, those are stored first.
 
         Raises InvalidRecord, and TapeError when storing failed; the tick given was not taken then.
         """
-        self._check(tick)
+        with self._lock:
+            if self._closed or self._error is not None or len(self._held) >= self._max_records:
+                self._make_room()
+            packed = self._pack(tick)
+            if packed[0] != self._bits:
+                run = Run(packed[0], [])
+                self._runs.append(run)
+                self._bits, self._rows = run.bits, run.rows
+            self._rows.append(packed[1])
+            if not self._held:
+                self._since = time.monotonic()
+            self._held.append(tick)
+
+    def forked(self) -> None:
+        """Make sure, in a process that was forked, that nothing is taken: the parent stores what is held."""
+        self._lock, self._max_records = threading.RLock(), 0
+
+    def _make_room(self) -> None:
         if os.getpid() != self._pid:
             raise TapeClosed("this writer was opened before the process was forked", hint="open one in the new process")
-        if len(self._held) >= self._max_records and self._error is None and not self._closed:
-            # Store, or wait for the thread that does: going on beside it, the two would take Python's lock from
-            # each other at every statement.
-            self._store()
-        with self._room:
-            if self._closed:
-                raise TapeClosed("this writer is closed", hint="open another with tape.writer()")
-            if self._error is not None:
-                self._raise()
-            self._held.append(tick)
-            full = len(self._held) == self._max_records
-        if full:
-            self._full.set()
-
-    def _raise(self) -> None:
-        error, self._error = self._error, None
-        assert error is not None
-        raise error
+        if self._closed:
+            raise TapeClosed("this writer is closed", hint="open another with tape.writer()")
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        self._store(True)
 
     def flush(self) -> None:
         """Return once everything appended before is durable. Raises what a commit failed with."""
-        with self._room:
-            count = len(self._held)
-            goal = self.stored + count
+        with self._lock:
             self._error = None  # this flush tries again and raises for itself
-        while self.stored < goal:
-            self._store()
+            self._store(True)
 
-    def _store(self) -> None:
-        with self._storing:
-            with self._room:
-                ticks = list(islice(self._held, _COMMIT_RECORDS_MAX))
-            if not ticks:
-                return
+    def try_flush(self) -> bool:
+        """Store what is held unless another process is writing at this moment; return whether it is stored."""
+        with self._lock:
             try:
-                self._commit(ticks)
-            except InvalidRecord as error:  # it passed alone, but not beside the others: it is not the others' fault
-                with self._room:
-                    del self._held[error.index]
-                raise
-            with self._room:
-                for _ in ticks:
-                    self._held.popleft()
-                self.stored += len(ticks)
+                self._store(False)
+            except TapeBusy:
+                return False
+            return True
+
+    def _store(self, wait: bool) -> None:
+        if not self._held:
+            return
+        self._commit(self._runs, wait)
+        self.stored += len(self._held)
+        self._held, self._runs, self._bits = [], [], -1
 
     def _run(self) -> None:
+        """Store what has waited for max_delay_ms."""
         while not self._closed:
-            self._full.wait(self._delay_s)
-            self._full.clear()
-            if self._error is not None:
+            self._wake.wait(self._delay_s)
+            if not self._held or self._error is not None or time.monotonic() - self._since < self._delay_s / 2:
                 continue
-            try:
-                # Once, not until nothing is left: while ticks keep coming that would be commit after tiny commit.
-                if self._held and not self._closed:
-                    self._store()
-            except OnetapeError as error:
-                with self._room:
+            with self._lock:
+                try:
+                    if not self._closed:
+                        self._store(True)
+                except OnetapeError as error:
                     self._error = error
-            except Exception as error:  # noqa: BLE001  (a thread has nobody above it: the next call raises it)
-                with self._room:
+                except Exception as error:  # noqa: BLE001  (a thread has nobody above it: the next call raises it)
                     self._error = OnetapeError(f"storing failed: {error!r}")
 
     def close(self) -> None:
         """Store what is held and end. When that fails it raises; `pending` still holds the ticks, and close() again
         tries again."""
-        with self._room:
+        with self._lock:
             self._closed = True
-        self._full.set()
-        self._thread.join()
-        while self._held:
-            self._store()
+        self._wake.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        with self._lock:
+            self._store(True)
 
     def __enter__(self) -> Writer:
         return self
@@ -142,3 +161,42 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class AsyncWriter:
+    """A Writer for asyncio: `await append(tick)`. The event loop never waits for another process, nor for a disk.
+
+    At most `max_records` ticks are at risk, and each for at most `max_delay_ms`; otherwise as Writer.
+    """
+
+    def __init__(self, writer: Writer, blocks: bool) -> None:
+        self._writer = writer
+        self._take = writer.append
+        self._blocks = blocks  # a commit waits for the disk: it is made in a thread
+
+    @property
+    def pending(self) -> list[Tick]:
+        """Return the ticks that are not stored yet."""
+        return self._writer.pending
+
+    async def append(self, tick: Tick) -> None:
+        """As Writer.append()."""
+        if self._writer.full and (self._blocks or not self._writer.try_flush()):
+            await asyncio.to_thread(self._writer.flush)
+        self._take(tick)
+
+    async def flush(self) -> None:
+        """As Writer.flush()."""
+        await asyncio.to_thread(self._writer.flush)
+
+    async def aclose(self) -> None:
+        """As Writer.close()."""
+        await asyncio.to_thread(self._writer.close)
+
+    async def __aenter__(self) -> AsyncWriter:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

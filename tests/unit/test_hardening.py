@@ -15,6 +15,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import xxhash
 
 import onetape
 from onetape import Bar, InvalidRecord, Tick
@@ -48,17 +49,15 @@ def test_a_list_where_a_number_belongs_is_refused_and_the_tape_stays_readable(ta
     assert tape.read("A").num_rows == 1
 
 
-def test_a_block_of_the_wrong_size_is_found_though_its_checksum_is_right(tape):
-    import zlib
-
+def test_a_chunk_that_is_cut_is_found_though_its_checksum_is_right(tape):
     tape.append([Tick("A", T0 + i, 1.0) for i in range(4)])
     tape.seal()
     raw = apsw.Connection(str(tape.path))
     payload = raw.execute("SELECT payload FROM chunk").get
-    body = payload[:-4] + b"\0" * 8
-    raw.execute("UPDATE chunk SET payload = ?", (body + zlib.crc32(body).to_bytes(4, "little"),))
+    body = payload[:-20]
+    raw.execute("UPDATE chunk SET payload = ?", (body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little"),))
     raw.close()
-    with pytest.raises(onetape.ChunkCorrupt, match="wrong size"):
+    with pytest.raises(onetape.ChunkCorrupt, match="cannot be decoded"):
         tape.read("A")
 
 
@@ -425,7 +424,7 @@ def test_a_late_trade_is_exact_where_only_another_symbol_was_pruned(tape):
     tape.append([Tick("A", minute + DAY, 1.0, 1.0)])
     tape.seal()
     raw = apsw.Connection(str(tape.path))
-    raw.execute("UPDATE chunk SET sealed_ns = 0 WHERE symbol_id = 2")
+    raw.execute("UPDATE chunk SET sealed_ns = 0 WHERE ? BETWEEN symbol_min AND symbol_max", (2,))
     raw.close()
     assert tape.prune(retention_days=30) == 1
     tape.append([Tick("B", minute + 1, 5.0, 1e16)])

@@ -14,18 +14,15 @@ invalid, so it is free), ABSENT in integer columns, 0 in symbol, source, flags a
 from __future__ import annotations
 
 import struct
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from onetape.errors import ChunkCorrupt
-from onetape.record import Tick
 from onetape.store.layout import KIND_BAR, KIND_CANCEL, KIND_MINUTE, KIND_TICK
 
 Array = npt.NDArray[Any]
@@ -153,6 +150,12 @@ def encode_rows(kind: int, bits: int, count: int, rows: bytes | bytearray, at_ms
     return sealed_bytes(_ROWS, kind, count, bits, at_ms, rows)
 
 
+def one_row(kind: int, columns: Mapping[str, Array]) -> tuple[int, bytes]:
+    """Return (bits, row) of one record, for encode_rows()."""
+    blob = encode(kind, columns)
+    return int(_HEADER.unpack_from(blob)[4]), blob[_HEADER.size : -_CRC.size]
+
+
 def sealed_bytes(version: int, kind: int, count: int, bits: int, at_ms: int, *parts: bytes | bytearray) -> bytes:
     """Return header, parts and trailer as the bytes of one block."""
     body = b"".join([_HEADER.pack(version, kind, at_ms & 0xFFFF, count, bits, at_ms >> 16), *parts])
@@ -272,7 +275,7 @@ def concatenate(kind: int, parts: Sequence[Columns]) -> Columns:
     }
 
 
-def take(columns: Columns, which: Array) -> Columns:
+def take(columns: Columns, which: Array | slice) -> Columns:
     """Return the rows that an index array or a mask names."""
     return {name: column[which] for name, column in columns.items()}
 
@@ -309,133 +312,3 @@ def canonical(columns: Columns) -> Columns:
     if bool((later | ((ts[1:] == ts[:-1]) & (seq[1:] > seq[:-1]))).all()):
         return columns
     return take(columns, np.lexsort((seq, ts)))
-
-
-_packers: dict[int, struct.Struct] = {}
-_astuple = msgspec.structs.astuple
-_crc32 = zlib.crc32
-_pack_crc = _CRC.pack
-_now_ns = time.time_ns
-#: The shapes most feeds send, packed without a loop: a trade with both sides of the book, a trade, a quote.
-_FULL = struct.Struct("<BBHIIIqddddddI").pack
-_FULL_SIDE = struct.Struct("<BBHIIIqddddddIb").pack
-_TRADE = struct.Struct("<BBHIIIqddI").pack
-_TRADE_SIDE = struct.Struct("<BBHIIIqddIb").pack
-_QUOTE = struct.Struct("<BBHIIIqddddI").pack
-
-
-def _packer(bits: int) -> struct.Struct:
-    codes = {"<i8": "q", "<f8": "d", "<u4": "I", "<i1": "b"}
-    known = _packers[bits] = struct.Struct(
-        "<BBHIII" + "".join(codes[code] for bit, (_, code) in enumerate(TICK_COLUMNS) if bits >> bit & 1)
-    )
-    return known
-
-
-def encode_tick(tick: Tick, symbol_id: int, source_id: int) -> bytes | None:
-    """Pack one tick, or return None if anything about it is invalid: the caller finds out what.
-
-    This is the path of a single durable append, so it validates while it packs: a sum of floats is finite only if
-    each of them is (`x - x` is 0.0 for a finite number only; a sum that overflows is left to the caller too).
-    Raises what struct raises for values of a wrong type.
-    """
-    (_, ts, price, size, bid, ask, bid_size, ask_size, side, flags, open_, high, low, volume, vwap, trades, interest, _,
-     received, _) = _astuple(tick)  # fmt: skip
-    if not 0 <= ts < 0x7FFFFFFFFFFFFFFF:
-        return None
-    at_ms = _now_ns() // 1_000_000
-    low, high = at_ms & 0xFFFF, at_ms >> 16
-    if (
-        open_ is None
-        and high is None
-        and low is None
-        and volume is None
-        and vwap is None
-        and trades is None
-        and interest is None
-        and received is None
-        and flags == 0
-        and source_id == 0
-    ):
-        quoted = bid is not None and ask is not None and bid_size is not None and ask_size is not None
-        if price is not None and size is not None and (quoted or (bid is ask is bid_size is ask_size is None)):
-            if quoted:
-                total = price + size + bid + ask + bid_size + ask_size
-                if total - total != 0.0 or size < 0.0 or bid_size < 0.0 or ask_size < 0.0:
-                    return None
-                if side == 0:
-                    body = _FULL(1, 0, low, 1, 0x1007F, high, ts, price, size, bid, ask, bid_size, ask_size, symbol_id)
-                    return body + _pack_crc(_crc32(body))
-                if side == 1 or side == -1:
-                    body = _FULL_SIDE(
-                        1, 0, 0, 1, 0x9007F, 0, ts, price, size, bid, ask, bid_size, ask_size, symbol_id, side
-                    )
-                    return body + _pack_crc(_crc32(body))
-                return None
-            total = price + size
-            if total - total != 0.0 or size < 0.0:
-                return None
-            if side == 0:
-                body = _TRADE(1, 0, low, 1, 0x10007, high, ts, price, size, symbol_id)
-                return body + _pack_crc(_crc32(body))
-            if side == 1 or side == -1:
-                body = _TRADE_SIDE(1, 0, low, 1, 0x90007, high, ts, price, size, symbol_id, side)
-                return body + _pack_crc(_crc32(body))
-            return None
-        if quoted and price is size is None and side == 0:
-            total = bid + ask + bid_size + ask_size
-            if total - total != 0.0 or bid_size < 0.0 or ask_size < 0.0:
-                return None
-            body = _QUOTE(1, 0, low, 1, 0x10079, high, ts, bid, ask, bid_size, ask_size, symbol_id)
-            return body + _pack_crc(_crc32(body))
-    return _encode_any(tick, symbol_id, source_id, at_ms)
-
-
-_FLOATS: tuple[tuple[str, int, bool], ...] = tuple(
-    (name, 1 << bit, name in ("size", "bid_size", "ask_size", "volume", "open_interest"))
-    for bit, (name, code) in enumerate(TICK_COLUMNS)
-    if code == "<f8"
-)
-_TOLD = 0b11010  # price, bid, ask
-
-
-def _encode_any(tick: Tick, symbol_id: int, source_id: int, at_ms: int) -> bytes | None:
-    bits = 0x10001
-    values: list[float | int] = [tick.ts_event_ns]
-    add = values.append
-    zero = 0.0
-    for name, bit, not_negative in _FLOATS:
-        if (x := getattr(tick, name)) is not None:
-            if not_negative and not x >= 0.0:
-                return None
-            bits |= bit
-            zero += x - x
-            add(x)
-    if zero != 0.0 or not bits & _TOLD:
-        return None
-    if (n := tick.trades) is not None:
-        if n < 0:
-            return None
-        bits |= 0x2000
-        add(n)
-    if (n := tick.ts_recv_ns) is not None:
-        if not 0 <= n < 0x7FFFFFFFFFFFFFFF:
-            return None
-        bits |= 0x4000
-        add(n)
-    add(symbol_id)
-    if source_id:
-        bits |= 0x20000
-        add(source_id)
-    if (n := tick.flags) != 0:
-        bits |= 0x40000
-        add(n)
-    if (n := tick.side) != 0:
-        if n not in (1, -1):
-            return None
-        bits |= 0x80000
-        add(n)
-    body = (_packers.get(bits) or _packer(bits)).pack(
-        _VERSION, KIND_TICK, at_ms & 0xFFFF, 1, bits, at_ms >> 16, *values
-    )
-    return body + _pack_crc(_crc32(body))

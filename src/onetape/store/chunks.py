@@ -16,9 +16,10 @@ from onetape.store.layout import CHUNK_RECORDS_MAX, DAY_NS, ENCODING_PACKED, ENC
 
 #: Records from which several threads pack or unpack chunks.
 _BESIDE_FROM = 65_536
+_END = 2**63 - 1
 _INSERT = (
-    "INSERT INTO chunk(kind, symbol_id, seal, ts_min, ts_max, seq_min, seq_max, count, sealed_ns, encoding, payload)"
-    " VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+    "INSERT INTO chunk(kind, symbol_id, symbol_min, symbol_max, seal, ts_min, ts_max, seq_min, seq_max, count,"
+    " sealed_ns, encoding, payload) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
 _COLUMNS = "id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding, payload"
 
@@ -116,9 +117,11 @@ def _pieces(columns: Columns, count: int) -> Iterator[Columns]:
 def _row(kind: int, symbol_id: int, seal: int, sealed_ns: int, part: Columns, level: int) -> tuple[Any, ...]:
     ts, seq = part["ts_event_ns"], part["seq"]
     first, last = (int(ts[0]), int(ts[-1])) if symbol_id else (int(ts.min()), int(ts.max()))
+    symbols = (symbol_id, symbol_id) if symbol_id else (int(part["symbol"][0]), int(part["symbol"][-1]))
     return (
         kind,
         symbol_id,
+        *symbols,
         seal,
         first,
         last,
@@ -145,9 +148,10 @@ def overlapping(
     the span: the index bounds the search on both sides.
     """
     found = connection.execute(
-        f"SELECT {_COLUMNS} FROM chunk WHERE kind = ? AND symbol_id IN (?, {MIXED}) AND ts_max >= ? AND ts_max < ?"
-        " AND ts_min < ?" + ("" if as_of is None else " AND seq_min <= ?") + " ORDER BY ts_min",
-        (kind, symbol_id, start_ns, min(end_ns + DAY_NS, 2**63 - 1), end_ns, *([] if as_of is None else [as_of])),
+        f"SELECT {_COLUMNS} FROM chunk WHERE kind = ?1 AND symbol_id IN (?2, {MIXED}) AND ts_max >= ?3 AND ts_max < ?4"
+        f" AND ts_min < ?5 AND seq_min <= ?6 AND (symbol_id != {MIXED} OR ?2 BETWEEN symbol_min AND symbol_max)"
+        " ORDER BY ts_min",
+        (kind, symbol_id, start_ns, min(end_ns + DAY_NS, _END), end_ns, _END if as_of is None else as_of),
     ).fetchall()  # a damaged chunk must not leave the statement, and with it the read transaction, open
     return [Chunk._make(row) for row in found]
 
@@ -246,7 +250,9 @@ def newest(
     needed = None if wanted is None else {"ts_event_ns", "seq", *wanted}
     cursors = [
         connection.cursor().execute(
-            f"SELECT {_COLUMNS} FROM chunk WHERE kind = ? AND symbol_id = ? ORDER BY ts_max DESC", (kind, which)
+            f"SELECT {_COLUMNS} FROM chunk WHERE kind = ?1 AND symbol_id = ?2"
+            f" AND (?2 != {MIXED} OR ?3 BETWEEN symbol_min AND symbol_max) ORDER BY ts_max DESC",
+            (kind, which, symbol_id),
         )
         for which in (symbol_id, MIXED)
     ]

@@ -109,6 +109,8 @@ CREATE TABLE quarantine(
 #: What makes format 2 of format 1, inside one transaction.
 CHANGES_2 = """
 ALTER TABLE chunk ADD COLUMN seq_min INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE chunk ADD COLUMN symbol_min INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE chunk ADD COLUMN symbol_max INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE span(
     seal INTEGER PRIMARY KEY, first INTEGER NOT NULL, level INTEGER NOT NULL, at_ms INTEGER NOT NULL,
     moments BLOB NOT NULL

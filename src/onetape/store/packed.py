@@ -254,7 +254,7 @@ def unpack_into(blob: bytes, found: Directory, out: Mapping[str, Array], where: 
                 target[:] = full(found.kind, name, 1)[0]
             else:
                 _unpack(blob, found, entry, target, integers)
-    except (RuntimeError, TypeError, ValueError, KeyError, struct.error) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError, OverflowError, struct.error) as error:
         raise ChunkCorrupt(f"{where} cannot be decoded: {error}", hint=REPAIR) from error
 
 

@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 import apsw
 import msgspec
+import numpy as np
 
 from onetape.errors import ConfigInvalid, InvalidRecord
 from onetape.facts import Quarantined
 from onetape.record import Bar, SeqRange, Tick
-from onetape.store import journal, layout, table
-from onetape.store.block import encode_tick
+from onetape.store import block, journal, layout, sqlite, table
 from onetape.store.journal import Identity
 from onetape.store.table import Batch
+from onetape.store.tick_row import encode_tick, tick_row
 from onetape.tape.follows import Follows
 from onetape.tape.sealing import Sealing
-from onetape.writer import Writer
+from onetape.writer import AsyncWriter, Run, Writer
 
 OnInvalid = Literal["raise", "quarantine"]
 _APPEND_ONE = journal.APPEND_ONE
@@ -175,14 +176,71 @@ class Appends(Sealing, Follows):
         return done
 
     def writer(self, max_delay_ms: float = 5, max_records: int = 4096) -> Writer:
-        """Return a writer that groups commits: ticks are durable within `max_delay_ms`, or when flush() returns."""
+        """Return a writer that groups commits: ticks are durable within `max_delay_ms`, or when flush() returns.
+
+        At most `max_records` ticks wait; the next one stores them first.
+        """
         self._writing()
-        made = Writer(self._commit_ticks, self.check, max_delay_ms, max_records)
+        made = Writer(self._row, self._commit_runs, max_delay_ms, max_records)
         self._writers.add(made)
         return made
 
-    def _commit_ticks(self, ticks: Sequence[Tick]) -> SeqRange:
-        return self._append([table.from_records(ticks, layout.KIND_TICK, 0)], Identity(), len(ticks), "raise")
+    def awriter(self, max_delay_ms: float = 5, max_at_risk: int = 4096) -> AsyncWriter:
+        """Return a writer for asyncio: `async with tape.awriter(max_at_risk=100) as w: await w.append(tick)`.
+
+        As writer(), where at most `max_at_risk` ticks are not durable yet when an append returns. The event loop never
+        waits for another process's write, nor for the disk where durability is "power".
+        """
+        return AsyncWriter(self.writer(max_delay_ms, max_at_risk), blocks=self.durability == "power")
+
+    def _row(self, tick: Tick) -> tuple[int, bytes]:
+        """Return a tick packed as one row. Raises InvalidRecord. A new symbol or source is written down first."""
+        try:
+            symbol_id = self._symbol_ids.get(tick.symbol)
+            source_id = self._source_ids.get(tick.source)
+            if symbol_id is not None and source_id is not None:
+                packed = tick_row(tick, symbol_id, source_id)
+                if packed is not None:
+                    return packed
+        except Exception:  # noqa: BLE001, S110  (whatever it was: check() names the field)
+            pass
+        self.check(tick)
+        if tick.symbol not in self._symbol_ids or tick.source not in self._source_ids:
+            self._learn(tick)
+        columns = dict(table.from_records([tick], layout.KIND_TICK, 0).columns)
+        columns["symbol"] = np.array([self._symbol_ids[tick.symbol]])
+        if "source" in columns:
+            columns["source"] = np.array([self._source_ids[tick.source]])
+        return block.one_row(layout.KIND_TICK, columns)
+
+    def _learn(self, tick: Tick) -> None:
+        connection = self._writing()
+        with self._write_lock:
+            try:
+                with self._transaction(connection):
+                    sources = [] if tick.source is None else [tick.source]
+                    self._catalog.add(connection, [tick.symbol], sources)
+                self._catalog.load(connection)
+            except apsw.Error as error:
+                raise self._failed(error, "append to") from error
+
+    def _commit_runs(self, runs: list[Run], wait: bool) -> SeqRange:
+        connection = self._writing()
+        with self._write_lock:
+            if not wait:
+                connection.set_busy_timeout(0)
+            try:
+                done = journal.append_runs(connection, runs)
+            except apsw.Error as error:
+                raise self._failed(error, "append to") from error
+            finally:
+                if not wait:
+                    connection.set_busy_handler(sqlite.patience(self._busy_timeout_ms))
+            self._appended = max(self._appended, done.last)
+            self._seal_when_due(done)
+        if self._followed:
+            self._poke()
+        return done
 
     def check(self, tick: Tick) -> None:
         """Raise InvalidRecord if the tape would refuse this tick."""

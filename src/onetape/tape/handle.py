@@ -40,6 +40,8 @@ def _after_fork() -> None:
     for tape in list(_open_tapes):
         tape._forked, tape._writable = True, False
         tape._rings, tape._recent = {}, None
+        for writer in list(tape._writers):
+            writer.forked()
 
 
 os.register_at_fork(after_in_child=_after_fork)
