@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,13 +14,11 @@ from onetape.store import query
 from onetape.store.layout import DAY_NS, KIND_TICK, MIXED
 from onetape.store.partition import Pair, merged, within, without
 
-HOUR_NS = 3_600_000_000_000
+_QUARTER_NS, _QUARTERS = 900_000_000_000, 96
 #: Silence of so long is never held against a symbol that nobody speaks of, and silence of more always is.
-SUSPECT_MIN_NS, SUSPECT_MAX_NS = 60_000_000_000, 6 * HOUR_NS
-#: Nineteen of twenty ticks come within the usual spacing of their hour; ten times of it is far longer than usual.
-_USUAL, _FAR_LONGER = 0.95, 10
-#: Fewer spacings than this say nothing of an hour.
-_SPACINGS_MIN = 20
+SUSPECT_MIN_NS, SUSPECT_MAX_NS = 60_000_000_000, 21_600_000_000_000
+#: Nineteen of twenty spacings; and ten times the usual one is far longer than usual.
+_NEARLY_ALL, _FAR_LONGER = 0.95, 10
 
 
 def times(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int) -> Iterator[Any]:
@@ -117,7 +116,7 @@ def stops(
 def unusual(
     connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int, closed: Iterable[Pair] = ()
 ) -> list[Pair]:
-    """Return where a symbol that nobody speaks of is silent for far longer than usual in that hour of the day.
+    """Return where a symbol that nobody speaks of is silent for far longer than usual at that time of the day.
 
     Usual is what the days around show: at least the day before the end, and all of start_ns … end_ns. Of a silence that
     reaches into closed time, what lies outside has to be that long by itself.
@@ -144,48 +143,39 @@ def in_hours(found: Iterable[tuple[Pair, int]], closed: Iterable[Pair]) -> list[
 
 
 class _Usual:
-    """The usual spacing of ticks by hour of the day (UTC): the median over days, so that one bad day changes little."""
+    """The usual spacing of ticks by quarter of an hour of the day (UTC), as the median over days.
+
+    Of one quarter it is its length divided by its ticks or what nearly all spacings stay below, whichever is longer:
+    ticks come in bursts, so the spacings say too little of a thin one. Markets open at quarters, so none is half open.
+    """
 
     def __init__(self) -> None:
-        self._by_day: dict[int, list[float]] = defaultdict(list)
-        self._few: dict[int, list[int]] = defaultdict(list)
+        self._days: dict[int, list[float]] = defaultdict(list)
         self._limits: dict[int, int] = {}
 
     def watch(self, found: Iterable[Any]) -> Iterator[Any]:
+        """Yield what is given, ascending times, and remember their spacing."""
         for ts in found:
-            self._add(ts)
+            quarters = np.arange(int(ts[0]) // _QUARTER_NS, int(ts[-1]) // _QUARTER_NS + 2)
+            at = np.searchsorted(ts, quarters * _QUARTER_NS).tolist()
+            for quarter, (low, high) in zip(quarters.tolist(), itertools.pairwise(at), strict=False):
+                if low < high:
+                    nearly_all = np.quantile(np.diff(ts[low:high]), _NEARLY_ALL) if high - low > 1 else 0.0
+                    self._days[quarter % _QUARTERS].append(max(float(nearly_all), _QUARTER_NS / (high - low)))
             yield ts
 
-    def _add(self, ts: Any) -> None:
-        first, last = int(ts[0]) // HOUR_NS, int(ts[-1]) // HOUR_NS
-        hours = np.arange(first, last + 2)
-        at = np.searchsorted(ts, hours * HOUR_NS)
-        for hour, low, high in zip(hours.tolist(), at[:-1].tolist(), at[1:].tolist(), strict=False):
-            spacings = np.diff(ts[low:high])
-            if len(spacings) >= _SPACINGS_MIN:
-                self._by_day[hour % 24].append(float(np.quantile(spacings, _USUAL)))
-            else:
-                self._few[hour % 24].extend(spacings.tolist())
-
     def suspect_ns(self, start_ns: int, end_ns: int) -> int:
-        """Return how long a silence that begins and ends in these hours has to be before it is suspect."""
-        return max(self._limit(start_ns // HOUR_NS % 24), self._limit(end_ns // HOUR_NS % 24))
+        """Return how long a silence has to be before it is suspect, by what is usual around its start and its end.
 
-    def _limit(self, hour: int) -> int:
-        if hour not in self._limits:
-            few = self._few[hour]
-            if self._by_day[hour]:
-                usual = float(np.median(self._by_day[hour]))
-            elif len(few) >= _SPACINGS_MIN:
-                usual = float(np.quantile(few, _USUAL))
-            else:
-                usual = self._anywhere()
-            self._limits[hour] = int(min(max(_FAR_LONGER * usual, SUSPECT_MIN_NS), SUSPECT_MAX_NS))
-        return self._limits[hour]
+        Half a quarter before and after it: the silence itself must not make its own quarters look thin.
+        """
+        half = _QUARTER_NS // 2
+        return max(self._limit(start_ns - half), self._limit(end_ns + half))
 
-    def _anywhere(self) -> float:
-        days = [usual for found in self._by_day.values() for usual in found]
-        if days:
-            return float(np.median(days))
-        few = [spacing for found in self._few.values() for spacing in found]
-        return float(np.quantile(few, _USUAL)) if len(few) >= _SPACINGS_MIN else float(SUSPECT_MAX_NS)
+    def _limit(self, ns: int) -> int:
+        quarter = ns // _QUARTER_NS % _QUARTERS
+        if quarter not in self._limits:
+            days = self._days.get(quarter)
+            usual = float(np.median(days)) if days else float(SUSPECT_MAX_NS)
+            self._limits[quarter] = int(min(max(_FAR_LONGER * usual, SUSPECT_MIN_NS), SUSPECT_MAX_NS))
+        return self._limits[quarter]

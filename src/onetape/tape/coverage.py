@@ -47,7 +47,7 @@ class CoverageReads(Handle):
         market trades: "XNYS", "America/Chicago 17:00-16:00", a Session or a Calendar. quiet_s: covered time without a
         tick for longer is quiet. A span's state is one of covered, quiet, missing, closed, pruned, unknown (see Span).
         Where no source ever said what it covers, it is inferred: ticks that flow as usual cover, silence far longer
-        than usual in that hour of the day is unknown.
+        than usual at that time of the day is unknown.
         """
         return self._coverage(symbol, start, end, session, quiet_s, only_gaps=False)
 
