@@ -219,10 +219,9 @@ def prune(
 ) -> None:
     """Remove what is older than the retention: ticks, then bars. A dry run until --execute; snapshots are kept."""
     with open_tape(tape, mode="rw" if execute else "r") as opened:
-        asked = {"retention_days": days, "bar_retention_days": bar_days}
-        plan = opened.prune_plan(**asked)
+        plan = opened.prune_plan(retention_days=days, bar_retention_days=bar_days)
         before = opened.stats().file_bytes
-        removed = opened.prune(**asked) if execute else None
+        removed = opened.prune(retention_days=days, bar_retention_days=bar_days) if execute else None
     if json:
         sys.stdout.write(output.json_line({**msgspec.structs.asdict(plan), "removed": removed}) + "\n")
         return

@@ -58,7 +58,7 @@ class Column(NamedTuple):
 class Packed(NamedTuple):
     """Columns in one piece of memory; `whole` if no value of them is absent, and no source is named."""
 
-    count: int
+    records: int
     whole: bool
     columns: tuple[Column, ...]
     data: bytes
@@ -112,7 +112,7 @@ def _small_floats(name: str, values: Array) -> tuple[Column, Array]:
 
 def unpack(packed: Packed, last: int | None = None) -> Columns:
     """Return the columns of what was packed, or of its last rows alone."""
-    count, offset = packed.count, 0
+    count, offset = packed.records, 0
     start = 0 if last is None else max(0, count - last)
     columns: Columns = {}
     for name, dtype, unit, least, scale in packed.columns:
@@ -133,7 +133,8 @@ def of_ticks(ticks: Sequence[Tick], names: Names) -> Array:
     """Return ticks as one plain table, a field for each column that any of them has."""
     count = len(ticks)
     found: dict[str, Sequence[Any]] = {}
-    for name, values in zip(_FIELDS, zip(*map(msgspec.structs.astuple, ticks), strict=True), strict=True):
+    columns: list[Sequence[Any]] = list(zip(*map(msgspec.structs.astuple, ticks), strict=True))
+    for name, values in zip(_FIELDS, columns, strict=True):
         if name == "symbol" or values.count(None) == count or (name in ("side", "flags") and not any(values)):
             continue
         if name == "source":
@@ -144,8 +145,8 @@ def of_ticks(ticks: Sequence[Tick], names: Names) -> Array:
         else:
             found[name] = values
     table = np.empty(count, dtype=[(name, _DTYPES[name]) for name in found])
-    for name, values in found.items():
-        table[name] = values
+    for name, told in found.items():
+        table[name] = told
     return table
 
 
@@ -181,7 +182,7 @@ class Ring:
             self.copies = len(self.newest)
 
     def __len__(self) -> int:
-        packed = self._packed.count if self._packed is not None else 0
+        packed = self._packed.records if self._packed is not None else 0
         return packed + sum(map(len, self._plain)) + len(self.newest) - self.copies
 
     @property

@@ -16,7 +16,7 @@ import apsw
 import msgspec
 
 from onetape.errors import TapeDamaged, TapeFull, TapeInUse, TapeMissing, TapeTooNew, TapeUnusable, TargetExists
-from onetape.store import holders, layout, minutes, query, snapshots, sqlite
+from onetape.store import ask, holders, layout, minutes, query, snapshots, sqlite
 from onetape.store.catalog import Catalog
 from onetape.store.query import Names
 from onetape.store.snapshots import Digest
@@ -95,7 +95,7 @@ def _same(connection: apsw.Connection) -> Iterator[apsw.Connection]:
 def _removed(connection: apsw.Connection) -> tuple[int, ...]:
     """Return what changes whenever records are removed."""
     return tuple(
-        int(connection.execute(question).get or 0)
+        int(ask.value(connection, question) or 0)
         for question in (
             "SELECT pruned_seq FROM state",
             "SELECT sum(pruned_before_ns / 1000000) FROM symbol",
@@ -149,7 +149,7 @@ def prove(path: Path) -> BackupInfo:
                 raise TapeUnusable(f"{path} is a database, but not a tape", hint="give a file that onetape wrote")
             if version > layout.FORMAT_VERSION:
                 raise TapeTooNew(f"{path} has format {version}", hint="install a newer onetape")
-            wrong = connection.execute("PRAGMA integrity_check(1)").get
+            wrong = ask.value(connection, "PRAGMA integrity_check(1)")
             if wrong != "ok":
                 raise TapeDamaged(f"{path} is damaged: {wrong}", hint="take another backup; onetape doctor says more")
             head = query.head(connection)

@@ -19,7 +19,7 @@ import numpy as np
 from onetape.clock import now_ns, to_text
 from onetape.errors import ChunkCorrupt, OnetapeError, TapeMissing
 from onetape.record import MINUTE_NS
-from onetape.store import bars, holders, layout, minutes, peek, query, sqlite, wal
+from onetape.store import ask, bars, holders, layout, minutes, peek, query, sqlite, wal
 from onetape.store.block import Columns, decode_many
 from onetape.store.chunks import Chunk
 from onetape.store.findings import Checkup, Findings
@@ -165,10 +165,8 @@ def walk(
     damaged = False
     while True:
         with _moment(connection):
-            seal = int(connection.execute("SELECT seal FROM state").get)
-            row = connection.execute(
-                "SELECT seal, first FROM span WHERE seal > ? ORDER BY seal LIMIT 1", (position,)
-            ).fetchall()
+            seal = int(ask.value(connection, "SELECT seal FROM state"))
+            row = ask.rows(connection, "SELECT seal, first FROM span WHERE seal > ? ORDER BY seal LIMIT 1", (position,))
             if not row:
                 yield from _journal(connection, found, seal)
                 if spans and position != seal:
@@ -194,32 +192,33 @@ def _moment(connection: apsw.Connection) -> AbstractContextManager[None]:
 
 
 def _retained(connection: apsw.Connection) -> tuple[int, int]:
-    removed, times = connection.execute(
-        "SELECT (SELECT pruned_seq FROM state), (SELECT sum(pruned_before_ns / 1000000) FROM symbol)"
-    ).fetchall()[0]
+    removed, times = ask.row(
+        connection, "SELECT (SELECT pruned_seq FROM state), (SELECT sum(pruned_before_ns / 1000000) FROM symbol)"
+    )
     return int(removed), int(times or 0)
 
 
 def _removed(connection: apsw.Connection, first: int, last: int) -> bool:
     """Return whether records of these positions may be gone for a reason: retention, or an earlier repair."""
-    pruned = int(connection.execute("SELECT pruned_seq FROM state").get)
-    aside = connection.execute("SELECT 1 FROM damaged WHERE first <= ? AND last >= ?", (last, first)).get
+    pruned = int(ask.value(connection, "SELECT pruned_seq FROM state"))
+    aside = ask.value(connection, "SELECT 1 FROM damaged WHERE first <= ? AND last >= ?", (last, first))
     return first <= pruned or aside is not None
 
 
 def _span(
     connection: apsw.Connection, found: Findings, first: int, last: int, counted: Counted, after: int
 ) -> Iterator[Damage]:
-    rows: list[Any] = connection.execute(
+    rows: list[Any] = ask.rows(
+        connection,
         "SELECT id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding FROM chunk WHERE seal = ?",
         (last,),
-    ).fetchall()
+    )
     known = {row[0] for row in connection.execute("SELECT id FROM symbol")}
     parts, whole = [], True
     for row in rows:
         try:
-            payload = connection.execute("SELECT CAST(payload AS BLOB) FROM chunk WHERE id = ?", (row[0],)).get
-            chunk = Chunk(*row, payload)
+            payload = ask.value(connection, "SELECT CAST(payload AS BLOB) FROM chunk WHERE id = ?", (row[0],))
+            chunk = Chunk._make((*row, payload))
             columns = chunk.decode()
         except (ChunkCorrupt, apsw.CorruptError, apsw.IOError) as error:
             whole = False
@@ -250,7 +249,7 @@ def _span(
 
 
 def _named(connection: apsw.Connection, why: str, symbol_id: int) -> str:
-    name = connection.execute("SELECT name FROM symbol WHERE id = ?", (symbol_id,)).get
+    name = ask.value(connection, "SELECT name FROM symbol WHERE id = ?", (symbol_id,))
     return why if name is None else f"{why} [{name}]"
 
 
@@ -289,9 +288,9 @@ def _count(counted: Counted, chunk: Chunk, columns: Columns, after: int) -> None
 
 def _journal(connection: apsw.Connection, found: Findings, seal: int) -> Iterator[Damage]:
     expected, records = seal, 0
-    for seq_last, count in connection.execute(
-        "SELECT seq_last, count FROM journal WHERE seq_last > ? ORDER BY seq_last", (seal,)
-    ).fetchall():
+    for seq_last, count in ask.rows(
+        connection, "SELECT seq_last, count FROM journal WHERE seq_last > ? ORDER BY seq_last", (seal,)
+    ):
         if seq_last - count != expected:
             found.problem(
                 "journal",
@@ -300,9 +299,7 @@ def _journal(connection: apsw.Connection, found: Findings, seal: int) -> Iterato
             )
         expected = seq_last
         try:
-            payload = connection.execute(
-                "SELECT CAST(payload AS BLOB) FROM journal WHERE seq_last = ?", (seq_last,)
-            ).get
+            payload = ask.value(connection, "SELECT CAST(payload AS BLOB) FROM journal WHERE seq_last = ?", (seq_last,))
             decode_many([(seq_last, count, payload)], "journal")
             records += count
         except (ChunkCorrupt, apsw.CorruptError, apsw.IOError) as error:
@@ -312,7 +309,7 @@ def _journal(connection: apsw.Connection, found: Findings, seal: int) -> Iterato
 
 
 def _counts(connection: apsw.Connection, found: Findings, counted: Counted) -> None:
-    for symbol_id, name, ticks, given in connection.execute("SELECT id, name, ticks, bars FROM symbol").fetchall():
+    for symbol_id, name, ticks, given in ask.rows(connection, "SELECT id, name, ticks, bars FROM symbol"):
         there = counted.ticks.get(symbol_id, 0), counted.bars.get(symbol_id, 0)
         if (ticks, given) != there:
             found.problem(
@@ -324,7 +321,7 @@ def _counts(connection: apsw.Connection, found: Findings, counted: Counted) -> N
 
 
 def _bars(connection: apsw.Connection, found: Findings, full: bool) -> None:
-    rows = connection.execute("SELECT id FROM symbol WHERE ticks > 0 ORDER BY id").fetchall()
+    rows = ask.rows(connection, "SELECT id FROM symbol WHERE ticks > 0 ORDER BY id")
     ids = [row[0] for row in rows]
     step = 1 if full else max(1, len(ids) // _SAMPLED)
     checked = 0
@@ -332,7 +329,7 @@ def _bars(connection: apsw.Connection, found: Findings, full: bool) -> None:
         for wrong, day in wrong_bars(connection, symbol_id, every_day=full):
             checked += 1
             if wrong:
-                name = connection.execute("SELECT name FROM symbol WHERE id = ?", (symbol_id,)).get
+                name = ask.value(connection, "SELECT name FROM symbol WHERE id = ?", (symbol_id,))
                 found.problem(
                     "bars",
                     f"{name}: {len(wrong)} bars of {to_text(day * DAY_NS)[:10]} are not those of their ticks",
@@ -345,9 +342,9 @@ def _bars(connection: apsw.Connection, found: Findings, full: bool) -> None:
 
 def wrong_bars(connection: apsw.Connection, symbol_id: int, *, every_day: bool) -> Iterator[tuple[list[int], int]]:
     """Yield, by day (since 1970-01-01), the starts (ns) of a symbol's minutes that are not the fold of its ticks."""
-    since, ts_min, ts_max = connection.execute(
-        "SELECT pruned_before_ns, ts_min, ts_max FROM symbol WHERE id = ?", (symbol_id,)
-    ).fetchall()[0]
+    since, ts_min, ts_max = ask.row(
+        connection, "SELECT pruned_before_ns, ts_min, ts_max FROM symbol WHERE id = ?", (symbol_id,)
+    )
     if ts_min is None:
         return
     first = max(ts_min, since + MINUTE_NS if since else 0) // DAY_NS
@@ -364,9 +361,11 @@ def wrong_bars(connection: apsw.Connection, symbol_id: int, *, every_day: bool) 
     )
     lost = [  # ticks that were set aside are in the bars still
         (low // MINUTE_NS * MINUTE_NS, high)
-        for low, high in connection.execute(
-            "SELECT ts_min, ts_max FROM damaged WHERE ts_min IS NOT NULL AND ifnull(symbol_id, ?1) = ?1", (symbol_id,)
-        ).fetchall()
+        for low, high in ask.rows(
+            connection,
+            "SELECT ts_min, ts_max FROM damaged WHERE ts_min IS NOT NULL AND ifnull(symbol_id, ?1) = ?1",
+            (symbol_id,),
+        )
     ]
     for day in days if every_day else days[-1:]:
         start = max(day * DAY_NS, -(-since // MINUTE_NS) * MINUTE_NS)
@@ -392,7 +391,7 @@ def _kept(connection: apsw.Connection, found: Findings) -> None:
             minutes._decode([(row_id, payload)])
         except ChunkCorrupt as error:
             found.problem("bars", error.message, "onetape doctor --repair makes them again", id=row_id)
-    bad, newest = connection.execute("SELECT count(*), max(at_ns) FROM quarantine").fetchall()[0]
+    bad, newest = ask.row(connection, "SELECT count(*), max(at_ns) FROM quarantine")
     if bad:
         found.warning(
             "quarantine",
@@ -400,15 +399,15 @@ def _kept(connection: apsw.Connection, found: Findings) -> None:
             "tape.quarantined() shows them with the reasons",
             records=bad,
         )
-    aside, records = connection.execute("SELECT count(*), sum(records) FROM damaged").fetchall()[0]
+    aside, records = ask.row(connection, "SELECT count(*), sum(records) FROM damaged")
     if aside:
         found.warning("damaged", f"{records:,} records of {aside} places were set aside by a repair", records=records)
     free, page = int(connection.pragma("freelist_count")), int(connection.pragma("page_size"))
     found.note("space", f"{free * page:,} bytes of the file are free for what comes", bytes=free * page)
     later = now_ns() + _FUTURE_NS
-    ahead = connection.execute(
-        "SELECT name, ts_max FROM symbol WHERE ts_max > ? ORDER BY ts_max DESC LIMIT 5", (later,)
-    ).fetchall()
+    ahead = ask.rows(
+        connection, "SELECT name, ts_max FROM symbol WHERE ts_max > ? ORDER BY ts_max DESC LIMIT 5", (later,)
+    )
     for name, ts_max in ahead:
         found.warning(
             "clock",
@@ -417,7 +416,7 @@ def _kept(connection: apsw.Connection, found: Findings) -> None:
             symbol=name,
             ts_ns=ts_max,
         )
-    unfinished = connection.execute("SELECT name FROM snapshot WHERE digest IS NULL").fetchall()
+    unfinished = ask.rows(connection, "SELECT name FROM snapshot WHERE digest IS NULL")
     for (name,) in unfinished:
         found.warning("snapshot", f"{name!r} was never finished", "if nobody is making it, delete it", name=name)
     _rate(connection, found)
@@ -426,9 +425,9 @@ def _kept(connection: apsw.Connection, found: Findings) -> None:
 def _rate(connection: apsw.Connection, found: Findings) -> None:
     path = Path(connection.filename)
     free = shutil.disk_usage(path.parent).free
-    begun, head = connection.execute("SELECT created_ns, (SELECT max(seq_last) FROM journal) FROM state").fetchall()[0]
+    begun, head = ask.row(connection, "SELECT created_ns, (SELECT max(seq_last) FROM journal) FROM state")
     day_ago_ms = (now_ns() - DAY_NS) // 1_000_000
-    before = connection.execute("SELECT ifnull(max(seal), 0) FROM span WHERE at_ms < ?", (day_ago_ms,)).get
+    before = ask.value(connection, "SELECT ifnull(max(seal), 0) FROM span WHERE at_ms < ?", (day_ago_ms,))
     lived_days = min(1.0, max((now_ns() - begun) / DAY_NS, 1 / 24))
     bytes_each = path.stat().st_size / max(head, 1)
     a_day = (head - int(before)) / lived_days * bytes_each
@@ -456,7 +455,7 @@ def look_around(path: Path, found: Findings, log: wal.Log | None) -> None:
     for pin in pinned:
         weigh = found.warning if wal_bytes > _WAL_WARN_BYTES else found.note
         behind = pin.frames - pin.frame
-        weigh(  # type: ignore[operator]
+        weigh(
             "log",
             f"process {pin.pid} ({pin.command[:60]}) reads {behind:,} pages behind the end of the log, which cannot be"
             " begun anew meanwhile",

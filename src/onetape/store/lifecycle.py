@@ -12,7 +12,7 @@ import apsw
 import msgspec
 import numpy as np
 
-from onetape.store import minutes, snapshots
+from onetape.store import ask, minutes, snapshots
 from onetape.store.chunks import Chunk
 from onetape.store.layout import DAY_NS, KIND_CANCEL, KIND_TICK, MIXED
 
@@ -47,20 +47,16 @@ def plan(connection: apsw.Connection, before_ns: int | None, bars_before_ns: int
         question = (
             f"SELECT ifnull(sum(c.count), 0), ifnull(sum(length(c.payload)), 0) FROM chunk c WHERE kind = ?2 AND {_OLD}"
         )
-        ticks, size = connection.execute(f"{question} AND c.seq_min > ?3", (before_ns, KIND_TICK, covered)).fetchall()[
-            0
-        ]
+        ticks, size = ask.rows(connection, f"{question} AND c.seq_min > ?3", (before_ns, KIND_TICK, covered))[0]
         for snapshot in snapshots.every(connection):
-            of_it = connection.execute(
-                f"{question} AND c.seq_min <= ?3", (before_ns, KIND_TICK, snapshot.seq)
-            ).fetchall()[0][0]
+            of_it = ask.row(connection, f"{question} AND c.seq_min <= ?3", (before_ns, KIND_TICK, snapshot.seq))[0]
             if of_it:
                 held[snapshot.name] = int(of_it)
             kept = max(kept, int(of_it))
     hours = 0
     if bars_before_ns is not None:
         for first, last in _bar_ranges(connection, bars_before_ns, before_ns):
-            hours += int(connection.execute("SELECT count(*) FROM minute WHERE id BETWEEN ? AND ?", (first, last)).get)
+            hours += int(ask.value(connection, "SELECT count(*) FROM minute WHERE id BETWEEN ? AND ?", (first, last)))
     return PrunePlan(int(ticks), int(size), hours, kept, held)
 
 
@@ -70,17 +66,19 @@ def prune_step(connection: apsw.Connection, before_ns: int) -> int:
     Only sealed ticks go, so each is in its bar already. The caller holds a write transaction.
     """
     covered = snapshots.covered(connection)
-    rows: list[Any] = connection.execute(
+    rows: list[Any] = ask.rows(
+        connection,
         "SELECT c.id, c.symbol_id, c.count, c.ts_max, c.seq_max FROM symbol s CROSS JOIN chunk c"
         f" ON c.kind = ?2 AND c.symbol_id = s.id AND c.ts_max < ?1 WHERE {_OLD} AND c.seq_min > ?3 LIMIT ?4",
         (before_ns, KIND_TICK, covered, _CHUNKS_A_STEP),
-    ).fetchall()
+    )
     gone = [(symbol_id, count, ts_max) for _, symbol_id, count, ts_max, _ in rows]
-    shared: list[Any] = connection.execute(
+    shared: list[Any] = ask.rows(
+        connection,
         "SELECT id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding, payload FROM chunk c"
         f" WHERE kind = ?2 AND symbol_id = ?5 AND {_OLD} AND seq_min > ?3 LIMIT ?4",
         (before_ns, KIND_TICK, covered, _CHUNKS_A_STEP // 8, MIXED),
-    ).fetchall()
+    )
     for row in shared:
         chunk = Chunk._make(row)
         columns = chunk.decode(("symbol", "ts_event_ns"))
@@ -98,9 +96,9 @@ def prune_step(connection: apsw.Connection, before_ns: int) -> int:
         [(symbol_id, count, ts_max + 1) for symbol_id, count, ts_max in gone],
     )
     for symbol_id in {symbol_id for symbol_id, _, _ in gone}:
-        least = connection.execute(
-            "SELECT min(ts_min) FROM chunk WHERE kind IN (0, 1) AND symbol_id IN (?, ?)", (symbol_id, MIXED)
-        ).get
+        least = ask.value(
+            connection, "SELECT min(ts_min) FROM chunk WHERE kind IN (0, 1) AND symbol_id IN (?, ?)", (symbol_id, MIXED)
+        )
         connection.execute(
             "UPDATE symbol SET ts_min = CASE WHEN ticks + bars = 0 THEN NULL ELSE max(ts_min, ifnull(?2, ts_min)) END,"
             " ts_max = CASE WHEN ticks + bars = 0 THEN NULL ELSE ts_max END WHERE id = ?1",
@@ -141,12 +139,13 @@ def _bar_ranges(connection: apsw.Connection, bars_before_ns: int, before_ns: int
     """
     covered = snapshots.covered(connection)
     ranges = []
-    for (symbol_id,) in connection.execute("SELECT id FROM symbol").fetchall():
-        oldest = connection.execute(
+    for (symbol_id,) in ask.rows(connection, "SELECT id FROM symbol"):
+        oldest = ask.value(
+            connection,
             "SELECT min(c.ts_min) FROM chunk c WHERE kind = ?2 AND symbol_id IN (?3, ?4)"
             f" AND NOT ({_OLD} AND seq_min > ?5)",
             (-1 if before_ns is None else before_ns, KIND_TICK, symbol_id, MIXED, covered),
-        ).get
+        )
         until = bars_before_ns if oldest is None else min(bars_before_ns, int(oldest))
         hours = until // minutes.HOUR_NS
         if hours > 0:
@@ -156,10 +155,10 @@ def _bar_ranges(connection: apsw.Connection, bars_before_ns: int, before_ns: int
 
 def give_back(connection: apsw.Connection) -> int:
     """Give some free pages back to the file system; return how many are still free."""
-    free = int(connection.execute("PRAGMA freelist_count").get)
+    free = int(ask.value(connection, "PRAGMA freelist_count"))
     if free:
-        connection.execute(f"PRAGMA incremental_vacuum({_PAGES_A_STEP})").fetchall()
-        free = int(connection.execute("PRAGMA freelist_count").get)
+        ask.rows(connection, f"PRAGMA incremental_vacuum({_PAGES_A_STEP})")
+        free = int(ask.value(connection, "PRAGMA freelist_count"))
     return free
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from onetape.clock import now_ns, to_text
 from onetape.errors import ChunkCorrupt, TapeDamaged, TapeInUse
 from onetape.record import MINUTE_NS
-from onetape.store import backup, bars, block, check, holders, layout, minutes, moments, query, seal, spans, sqlite
+from onetape.store import ask, backup, bars, block, check, holders, layout, minutes, moments, query, seal, spans, sqlite
 from onetape.store.block import Array, decode_many
 from onetape.store.check import Counted, Damage
 from onetape.store.chunks import Chunk
@@ -125,7 +125,7 @@ class _Repair:
 
     def __init__(self, connection: apsw.Connection, path: Path, execute: bool) -> None:
         self._connection, self._path, self._execute = connection, path, execute
-        self._names = dict(connection.execute("SELECT id, name FROM symbol").fetchall())
+        self._names: dict[int, str] = dict(ask.rows(connection, "SELECT id, name FROM symbol"))
         self._aside: list[Aside] = []
         self._corrected: list[str] = []
 
@@ -144,14 +144,15 @@ class _Repair:
 
     def _chunk(self, damage: Damage) -> None:
         row: list[Any] = list(
-            self._connection.execute(
+            ask.row(
+                self._connection,
                 "SELECT id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding, seal, sealed_ns"
                 " FROM chunk WHERE id = ?",
                 (damage.id,),
-            ).fetchall()[0]
+            )
         )
         payload = self._payload("chunk", "id", damage.id)
-        if payload is not None and self._correct(Chunk(*row[:9], payload), row[9]):
+        if payload is not None and self._correct(Chunk._make((*row[:9], payload)), row[9]):
             return
         names = ("id", "kind", "symbol_id", "ts_min", "ts_max", "seq_min", "seq_max", "count", "encoding", "seal")
         told = dict(zip((*names, "sealed_ns"), row, strict=True))
@@ -164,7 +165,7 @@ class _Repair:
         """Return the bytes of a row, or None where SQLite cannot read them."""
         question = f"SELECT CAST(payload AS BLOB) FROM {table} WHERE {key} = ?"
         try:
-            return bytes(self._connection.execute(question, (row,)).get)
+            return bytes(ask.value(self._connection, question, (row,)))
         except (apsw.CorruptError, apsw.IOError):
             return None
 
@@ -175,7 +176,7 @@ class _Repair:
         except ChunkCorrupt:
             return False
         ts, seq = columns["ts_event_ns"], columns["seq"]
-        first = self._connection.execute("SELECT first FROM span WHERE seal = ?", (span,)).get
+        first = ask.value(self._connection, "SELECT first FROM span WHERE seal = ?", (span,))
         if not len(ts) or first is None:
             return False
         right = chunk._replace(
@@ -200,19 +201,16 @@ class _Repair:
         for damage in damages:
             payload = self._payload("journal", "seq_last", damage.id)
             records = damage.last - damage.first + 1
-            self._set_aside(f"journal row {damage.id}", None, damage.first, damage.last, None, None, records, damage.why,
-                            {"seq_last": damage.id, "count": records}, payload)  # fmt: skip
+            told = {"seq_last": damage.id, "count": records}
+            self._set_aside(f"journal row {damage.id}", None, damage.first, damage.last, None, None, records,
+                            damage.why, told, payload)  # fmt: skip
         if not self._execute:
             return
         bad = {damage.id for damage in damages}
         since = seal.seal_position(self._connection)
-        seqs = self._connection.execute(
-            "SELECT seq_last FROM journal WHERE seq_last > ? ORDER BY 1", (since,)
-        ).fetchall()
+        seqs = ask.rows(self._connection, "SELECT seq_last FROM journal WHERE seq_last > ? ORDER BY 1", (since,))
         good: list[Any] = [
-            self._connection.execute("SELECT seq_last, count, payload FROM journal WHERE seq_last = ?", row).fetchall()[
-                0
-            ]
+            ask.rows(self._connection, "SELECT seq_last, count, payload FROM journal WHERE seq_last = ?", row)[0]
             for row in seqs
             if row[0] not in bad
         ]
@@ -249,7 +247,7 @@ class _Repair:
     def _bars(self) -> int:
         """Make bars again whose row is damaged or that are not the fold of their ticks; return how many hours."""
         hours: set[tuple[int, int]] = set()
-        for row_id, payload in self._connection.execute("SELECT id, CAST(payload AS BLOB) FROM minute").fetchall():
+        for row_id, payload in ask.rows(self._connection, "SELECT id, CAST(payload AS BLOB) FROM minute"):
             try:
                 minutes._decode([(row_id, payload)])
             except ChunkCorrupt as error:
@@ -271,7 +269,7 @@ class _Repair:
 
     def _make_bars(self, symbol_id: int, start_ns: int) -> None:
         end_ns = start_ns + minutes.HOUR_NS
-        since = int(self._connection.execute("SELECT pruned_before_ns FROM symbol WHERE id = ?", (symbol_id,)).get)
+        since = int(ask.value(self._connection, "SELECT pruned_before_ns FROM symbol WHERE id = ?", (symbol_id,)))
         since = max(start_ns, -(-since // MINUTE_NS) * MINUTE_NS)
         if since >= end_ns:
             return
@@ -293,9 +291,7 @@ class _Repair:
             return
         counted = Counted({}, {})
         list(check.walk(self._connection, Findings(), None, counted))
-        for symbol_id, name, ticks, given in self._connection.execute(
-            "SELECT id, name, ticks, bars FROM symbol"
-        ).fetchall():
+        for symbol_id, name, ticks, given in ask.rows(self._connection, "SELECT id, name, ticks, bars FROM symbol"):
             there = counted.ticks.get(symbol_id, 0), counted.bars.get(symbol_id, 0)
             if (ticks, given) != there:
                 self._corrected.append(f"the counts of {name}")

@@ -20,7 +20,7 @@ import numpy as np
 
 from onetape.errors import ConfigInvalid, SnapshotExists, SnapshotMissing
 from onetape.record import TS_MAX_NS
-from onetape.store import query
+from onetape.store import ask, query
 from onetape.store.block import DTYPES, Columns, canonical, concatenate, full
 from onetape.store.layout import KIND_BAR, KIND_TICK, MIXED
 from onetape.store.query import Names
@@ -81,13 +81,13 @@ def position(connection: apsw.Connection, name: str) -> int | None:
 
 def every(connection: apsw.Connection) -> list[Snapshot]:
     """Return all snapshots, by position and then name."""
-    rows: list[Any] = connection.execute(f"SELECT {_COLUMNS} FROM snapshot ORDER BY seq, name").fetchall()
+    rows: list[Any] = ask.rows(connection, f"SELECT {_COLUMNS} FROM snapshot ORDER BY seq, name")
     return [Snapshot(*row) for row in rows]
 
 
 def covered(connection: apsw.Connection) -> int:
     """Return the last position that any snapshot covers, 0 without one: retention leaves alone what is up to it."""
-    return int(connection.execute("SELECT ifnull(max(seq), 0) FROM snapshot").get)
+    return int(ask.value(connection, "SELECT ifnull(max(seq), 0) FROM snapshot"))
 
 
 def check_name(name: object) -> None:

@@ -185,8 +185,8 @@ def misfit(path: Path) -> str | None:
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        with connection:
-            return wal.misfit(connection, path)
+        connection.execute("BEGIN")
+        return wal.misfit(connection, path)
     except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
         return str(error)
     finally:

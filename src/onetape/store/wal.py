@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import apsw
 import numpy as np
 
-from onetape.store import layout, peek
+from onetape.store import ask, layout, peek
 
 _HEADER = struct.Struct(">IIIIIIII")
 _FRAME_BYTES = 24
@@ -153,16 +153,17 @@ def misfit(connection: apsw.Connection, path: Path) -> str | None:
     A log of another tape, or of an older copy, lays its pages over the file's. Then the tape was not made when the
     file says, or what every tape keeps true does not hold: the journal goes from the seal to the head without a hole.
     """
-    seal, created_ns = connection.execute("SELECT seal, created_ns FROM state").fetchall()[0]
-    root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'state'").get
+    seal, created_ns = ask.row(connection, "SELECT seal, created_ns FROM state")
+    root = ask.value(connection, "SELECT rootpage FROM sqlite_schema WHERE name = 'state'")
     in_file = _created_ns(path, int(root))
     if in_file is not None and in_file != created_ns:
         return f"it is of a tape made at {created_ns}, the file of one made at {in_file}"
-    head, count, first = connection.execute(
+    head, count, first = ask.row(
+        connection,
         "SELECT (SELECT max(seq_last) FROM journal), ifnull(sum(count), 0), min(seq_last - count)"
         " FROM journal WHERE seq_last > ?",
         (seal,),
-    ).fetchall()[0]
+    )
     if head is None:
         return "the journal has no last position"
     if head < seal:
