@@ -49,7 +49,10 @@ def test_live_and_history_are_the_same_ticks_and_the_same_rolls(
         told = [record for record in live if isinstance(record, Roll)]
         assert told == view.rolls(end=last_ns + 1)
         with view.follow(from_seq=0) as again:
-            assert again.take(0) == live
+            replayed: list[object] = []
+            while found := again.take(0):  # a sealed span at a time
+                replayed += found
+            assert replayed == live
         fronts = [tick.symbol for tick in ticks]
         assert fronts == sorted(fronts)  # never back
         for roll in told:
