@@ -180,13 +180,15 @@ class TapeDataset(pads.InMemoryDataset):  # type: ignore[misc]
             self.error = error
             raise
 
-    def to_batches(self, **options: Any) -> Iterator[pa.RecordBatch]:
+    def to_batches(
+        self, columns: Any = None, filter: pc.Expression | None = None, **options: Any
+    ) -> Iterator[pa.RecordBatch]:
         """Return scanner()'s batches."""
-        return self.scanner(**options).to_batches()
+        return self.scanner(columns, filter, **options).to_batches()
 
-    def to_table(self, **options: Any) -> pa.Table:
+    def to_table(self, columns: Any = None, filter: pc.Expression | None = None, **options: Any) -> pa.Table:
         """Return scanner()'s rows as one table."""
-        return self.scanner(**options).to_table()
+        return self.scanner(columns, filter, **options).to_table()
 
     def head(self, num_rows: int, **options: Any) -> pa.Table:
         """Return scanner()'s first rows as a table."""
