@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -48,7 +49,7 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print one table, and return 0 whether or not a target is reached; 1 where something did not answer."""
+    """Measure, print one table, and return 0 whether or not a target is reached; 1 where one did not end."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=f"of {', '.join(_TOPICS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="a smoke run: shows that it works, measures nothing")
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> int:
     unknown = sorted(set(options.topics) - set(_TOPICS))
     if unknown:
         parser.error(f"no topic {', '.join(unknown)}; there are {', '.join(_TOPICS)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     runs = options.runs or (2 if options.quick else 5)
     where = options.dir or machine.disk_folder()
     facts = machine.facts(where)
@@ -77,6 +79,9 @@ def main(arguments: list[str]) -> int:
                     failed = True
                     print(f"{name} ended early: {error}", file=sys.stderr, flush=True)
                 print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:  # what is measured is told
+            failed = True
+            print("interrupted", file=sys.stderr, flush=True)
         finally:
             field.close(setting)
     print(table.render(lines))

@@ -2,7 +2,7 @@
 
 Ours keeps more than the nine fields: every record's position, so that it can be followed from any of them, and the
 1-minute bars. Sorted by symbol the positions are all but free; in time order they say how the symbols took turns, which
-no peer can tell.
+no peer keeps.
 """
 
 from __future__ import annotations
