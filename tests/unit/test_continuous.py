@@ -12,6 +12,7 @@ import pytest
 import onetape
 from onetape import Bar, ConfigInvalid, DaysBefore, GapUnknown, NameTaken, OnDates, Roll, Tape, Tick
 from onetape.store import continuous, rolls
+from onetape.tape.contract_days import Volumes
 
 S = 1_000_000_000
 MINUTE = 60 * S
@@ -651,3 +652,15 @@ def test_a_correction_may_name_a_tick_by_an_alias(tape: Tape) -> None:
     tape.revise(first, _tick("1", "2025-12-01T10:00:00", 1.5))
     assert tape.read("A")["price"].to_pylist() == [1.5, 2.0]
     assert [info.symbol for info in tape.symbols()] == ["A"]
+
+
+def test_no_volume_of_the_next_trading_day_counts_for_the_one_before(tape: Tape) -> None:
+    view = tape.define_continuous("C", CHAIN, "volume", timezone="America/Chicago", day_start="17:00")
+    for n in range(1, 8):  # whatever day a month of reading ends with
+        tape.append(_tick("A", f"2024-10-{n + 2:02}T12:00:00", 1.0, 2.0))
+    tape.append(_tick("B", "2024-10-08T22:00:00", 2.0, 9.0))  # the trading day of the 9th has just begun
+    tape.append(_tick("A", "2024-10-11T12:00:00", 1.0, 2.0))
+    (roll,) = view.rolls()
+    assert roll.why == "volume 9 > 2 on 2024-10-09" and roll.ts_ns == _ns("2024-10-09T22:00:00")
+    days = Volumes(tape, view.definition, ["A", "B"])
+    assert [days(1, date(2024, 10, n)) for n in (7, 8, 9, 10)] == [0.0, 0.0, 9.0, 0.0]

@@ -47,6 +47,8 @@ class Volumes:
         longest = next(text for text in ("1h", "30min", "15min", "5min", "1min") if _fits(text, edges))
         for interval in dict.fromkeys((longest, *_GIVEN)):
             found = self._tape.bar_list(symbol, interval, max(0, edges[0]), max(0, edges[-1]))
+            if interval != longest:  # the tape's own would reach over the end of a trading day
+                found = [bar for bar in found if bar.source is not None]
             if found:
                 break
         starts = np.array([bar.ts_start_ns for bar in found], dtype="<i8")
