@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import onetape
-from onetape.store import windows
+from onetape.store import join, windows
 from onetape.store.order import canonical_order
 
 SYMBOLS = ("ES", "NQ", "東京")
@@ -128,3 +128,17 @@ def test_the_order_is_that_of_time_and_then_position(pairs: list[tuple[int, int]
     ts, seq = np.array([t for t, _ in pairs], "<i8"), np.array([s for _, s in pairs], "<i8")
     found = canonical_order(ts, seq).tolist()
     assert found == sorted(range(len(pairs)), key=lambda i: (*pairs[i], i))
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=40), st.data())
+def test_the_newest_before_is_found_however_many_share_a_time(
+    times: list[int], of_times: list[int], data: st.DataObject
+) -> None:
+    seqs = data.draw(st.permutations(range(len(times) + len(of_times))))
+    rows = sorted(zip(times, seqs, strict=False))
+    of = sorted(zip(of_times, seqs[len(times) :], strict=True))
+    expected = [max((at for at, quote in enumerate(of) if quote <= row), default=-1) for row in rows]
+    columns = [
+        np.array(values, "<i8") for pairs in (rows, of) for values in ([t for t, _ in pairs], [s for _, s in pairs])
+    ]
+    assert join.newest_before(*columns).tolist() == expected

@@ -9,6 +9,7 @@ from onetape.store.order import canonical_order
 
 #: What stands for "none" among indices.
 NONE = -1
+_STEPS = 8
 
 
 def newest_before(ts: Array, seq: Array | None, of_ts: Array, of_seq: Array | None) -> Array:
@@ -17,20 +18,27 @@ def newest_before(ts: Array, seq: Array | None, of_ts: Array, of_seq: Array | No
     Both lists are in canonical order. Without positions (they are of two tapes, so their positions say nothing of each
     other) a row of equal time is at or before; of several, the last.
     """
-    if seq is None or of_seq is None:
-        return np.searchsorted(of_ts, ts, side="right") - 1
+    found = np.searchsorted(of_ts, ts, side="right") - 1
+    if seq is None or of_seq is None or not len(of_ts):
+        return found
+    # The newest of that time may have a later position: go back, row by row, as far as records of one time usually go.
+    for _ in range(_STEPS):
+        later = np.flatnonzero((found >= 0) & (of_ts[found] == ts) & (of_seq[found] > seq))
+        if not len(later):
+            return found
+        found[later] -= 1
+    return _by_sorting(ts, seq, of_ts, of_seq)
+
+
+def _by_sorting(ts: Array, seq: Array, of_ts: Array, of_seq: Array) -> Array:
+    """Return what newest_before() does, by putting both lists into one order."""
     order = canonical_order(np.concatenate((of_ts, ts)), np.concatenate((of_seq, seq)))
     count = len(of_ts)
-    newest = np.maximum.accumulate(np.where(order < count, order, NONE)) if len(order) else order
-    found = np.empty(len(ts), dtype="<i8")
+    newest = np.maximum.accumulate(np.where(order < count, order, NONE))
     mine = order >= count
+    found = np.empty(len(ts), dtype="<i8")
     found[order[mine] - count] = newest[mine]
     return found
-
-
-def newest_among(which: Array) -> Array:
-    """Return for each row of one list the index of the newest row, itself included, that `which` marks; else NONE."""
-    return np.maximum.accumulate(np.where(which, np.arange(len(which)), NONE)) if len(which) else np.arange(0)
 
 
 def within(found: Array, ts: Array, of_ts: Array, age_max_ns: int | None) -> Array:

@@ -66,7 +66,16 @@ class History(Snapshots):
                 found = None
                 if symbol_id is not None:
                     wanted = [name for name in asked if name != "symbol"]
-                    found = query.ticks(connection, symbol_id, start_ns, end_ns, wanted=wanted, as_of=position)
+                    found = query.ticks(
+                        connection,
+                        symbol_id,
+                        start_ns,
+                        end_ns,
+                        wanted=wanted,
+                        as_of=position,
+                        positions="seq" in asked,
+                        allocate=arrow.empty,
+                    )
                 return arrow.to_arrow(found, symbol, asked, names)
             several = chosen(connection, self._catalog, symbols)
             found = ticks(connection, list(several), start_ns, end_ns, asked, position)
@@ -172,7 +181,9 @@ class History(Snapshots):
             quotes = arrow.to_arrow(found, symbol, _QUOTES, names)
             if before is not None:
                 quotes = pa.concat_tables([arrow.to_arrow(before, symbol, _QUOTES, names), quotes])
-        return join_as_of(trades.filter(pc.is_valid(trades["price"])), quotes, max_age_ns=max_age_ns)
+        if trades["price"].null_count:
+            trades = trades.filter(pc.is_valid(trades["price"]))
+        return join_as_of(trades, quotes, max_age_ns=max_age_ns)
 
 
 def _batches(extent: Extent, asked: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
