@@ -124,12 +124,17 @@ def _keep_off(tape: Tape, path: Path) -> None:
 
 def _known(moment: Moment, symbols: Sequence[str] | None, tape: Tape) -> list[str]:
     there = moment.symbols()
-    for name in symbols or []:
-        if name not in there:
+    if symbols is None:
+        return there
+    asked = []
+    for name in symbols:
+        symbol = name if name in there else tape.symbol_of(name)
+        if symbol not in there:
             close = get_close_matches(name, there, n=3, cutoff=0.5)
             hint = f"there is {', '.join(close)}" if close else "see onetape symbols"
             raise ConfigInvalid(f"no symbol {name!r} on {tape.path}", hint=hint)
-    return there if symbols is None else list(dict.fromkeys(symbols))
+        asked.append(symbol)
+    return list(dict.fromkeys(asked))
 
 
 class _Job:

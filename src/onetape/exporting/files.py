@@ -78,8 +78,8 @@ def _plain(kind: Any) -> Any:
 
 def iso_texts(times: Any) -> Any:
     """Return times in ns as ISO 8601 texts in UTC with nine decimals."""
-    texts = times.cast(pa.timestamp("ns", "UTC")).cast(pa.string())
-    return pc.utf8_replace_slice(texts, 10, 11, "T")
+    texts = times.cast(pa.timestamp("ns")).cast(pa.string())  # with a zone, it takes ten times as long
+    return pc.binary_join_element_wise(pc.utf8_replace_slice(texts, 10, 11, "T"), "Z", "")
 
 
 class ArrowFile:

@@ -34,10 +34,10 @@ def of_bars(connection: apsw.Connection, symbol_id: int) -> Counter[int]:
     ).fetchall()
     found: Counter[int] = Counter(dict(rows))
     first, behind = minutes._id(symbol_id, 0), minutes._id(symbol_id + 1, 0)
-    rows = connection.execute(
+    hours: list[Any] = connection.execute(
         "SELECT (id - ?) / 24, 60 * count(*) FROM minute WHERE id >= ? AND id < ? GROUP BY 1", (first, first, behind)
     ).fetchall()
-    found.update(dict(rows))
+    found.update(dict(hours))
     for kind in (KIND_TICK, KIND_BAR):
         _add_tail(found, connection, kind, symbol_id)
     return found
