@@ -233,3 +233,55 @@ def test_what_is_not_a_whole_backup_is_refused(path, tmp_path, harm):
         onetape.restore(backup, tmp_path / "new.db", execute=True)
     assert caught.value.hint
     assert not (tmp_path / "new.db").exists()
+
+
+_BACKUP = """
+import sys, onetape
+tape = onetape.open(sys.argv[1], retention_days=None)
+print("on", flush=True)
+tape.backup(sys.argv[2])
+print("made", flush=True)
+"""
+
+
+def test_a_backup_that_is_killed_leaves_no_file_of_its_name_or_a_whole_one(path, tmp_path):
+    target = tmp_path / "b.db"
+    with onetape.open(path, retention_days=None) as tape:
+        expected = tape.digest().digest
+    made = 0
+    for delay in (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.5):
+        taker = subprocess.Popen(
+            [sys.executable, "-c", _BACKUP, str(path), str(target)], stdout=subprocess.PIPE, text=True
+        )
+        assert taker.stdout.readline() == "on\n"
+        time.sleep(delay)
+        taker.kill()
+        taker.wait()
+        if target.exists():
+            made += 1
+            with onetape.open(target, mode="r", retention_days=None) as copy:
+                assert copy.digest().digest == expected
+            for each in tmp_path.glob("b.db*"):
+                each.unlink()
+    assert onetape.doctor(path).healthy
+    with onetape.open(path, retention_days=None) as tape:
+        assert tape.backup(target).digest == expected
+    assert [name for name in _files(tmp_path) if "partial" in name] == []
+
+
+def test_a_file_that_may_not_grow_further_fails_the_backup_and_leaves_nothing(path, tmp_path):
+    script = (
+        "import resource, signal, sys, onetape\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "tape = onetape.open(sys.argv[1], retention_days=None)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "try:\n"
+        "    tape.backup(sys.argv[2])\n"
+        "except onetape.TapeError as error:\n"
+        "    print(type(error).__name__, error.hint)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path), str(tmp_path / "b.db")], capture_output=True, text=True
+    )
+    assert done.stdout.startswith(("TapeFull", "TapeUnusable")), done.stderr
+    assert _files(tmp_path) == ["t.db"]

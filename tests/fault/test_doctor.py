@@ -16,6 +16,8 @@ import pytest
 import onetape
 from onetape import Bar, Tick
 from onetape.store import layout
+from onetape.store.block import decode_many
+from onetape.store.chunks import Chunk
 
 T0 = 1_700_000_000_000_000_000
 DAY = 86_400_000_000_000
@@ -72,7 +74,7 @@ def test_a_flipped_bit_anywhere_in_a_chunk_is_named_and_all_else_is_read(path):
     raw = _raw(path)
     rows = raw.execute("SELECT id, symbol_id, payload FROM chunk").fetchall()
     raw.close()
-    for number in range(200):
+    for number in range(25):
         chunk_id, _symbol_id, payload = chance.choice(rows)
         bit = chance.randrange(len(payload) * 8) if number % 4 else chance.choice([0, 9, 17, 8 * len(payload) - 1])
         flipped = bytearray(payload)
@@ -92,6 +94,33 @@ def test_a_flipped_bit_anywhere_in_a_chunk_is_named_and_all_else_is_read(path):
         raw.execute("UPDATE chunk SET payload = ? WHERE id = ?", (payload, chunk_id))
         raw.close()
     assert onetape.doctor(path).healthy
+
+
+def test_no_flipped_bit_of_a_chunk_the_journal_or_kept_bars_goes_unseen(path):
+    chance = random.Random(11)
+    raw = _raw(path)
+    rows = raw.execute(
+        "SELECT id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding, payload FROM chunk"
+    )
+    places = [Chunk._make(row) for row in rows.fetchall()]
+    journal = raw.execute("SELECT seq_last, count, payload FROM journal WHERE count > 0").fetchall()
+    raw.close()
+    for number in range(1500):
+        chunk = chance.choice(places)
+        bits = len(chunk.payload) * 8
+        bit = chance.randrange(bits) if number % 3 else chance.randrange(min(bits, 64 * 8))
+        with pytest.raises(onetape.ChunkCorrupt):
+            chunk._replace(payload=_flipped(chunk.payload, bit)).decode()
+    for seq_last, count, payload in journal:
+        for bit in range(len(payload) * 8):
+            with pytest.raises(onetape.ChunkCorrupt):
+                decode_many([(seq_last, count, _flipped(payload, bit))], "journal")
+
+
+def _flipped(payload, bit):
+    flipped = bytearray(payload)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)
 
 
 @pytest.mark.parametrize("column", ["ts_min", "ts_max", "seq_max", "count"])
@@ -394,3 +423,34 @@ def test_what_is_merged_while_the_doctor_reads_is_not_counted_twice(tmp_path, mo
         told = onetape.doctor(path)
         assert told.healthy, told.problems
         assert len(calls) == 3
+
+
+_REPAIR = """
+import sys, onetape
+print("on", flush=True)
+onetape.repair(sys.argv[1], execute=True)
+print("done", flush=True)
+"""
+
+
+def test_a_repair_that_is_killed_anywhere_has_changed_nothing_or_all(path):
+    whole = _everything(path)
+    saved = path.read_bytes()
+    for delay in (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08):
+        path.write_bytes(saved)
+        for beside in (layout.wal_path(path), layout.index_path(path)):
+            beside.unlink(missing_ok=True)
+        _break_a_chunk(path)
+        repairer = subprocess.Popen([sys.executable, "-c", _REPAIR, str(path)], stdout=subprocess.PIPE, text=True)
+        assert repairer.stdout.readline() == "on\n"
+        time.sleep(delay)
+        repairer.kill()
+        repairer.wait()
+        plan = onetape.repair(path, execute=True)
+        raw = _raw(path)
+        assert raw.execute("SELECT count(*) FROM damaged").get == 1
+        raw.close()
+        assert plan.nothing or len(plan.aside) == 1
+        assert onetape.doctor(path, full=True).healthy
+        found = _everything(path)
+        assert all(found[symbol] == whole[symbol] for symbol in whole if symbol != "A")

@@ -3,6 +3,7 @@
 import math
 import random
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -117,6 +118,34 @@ def test_a_packed_ring_takes_a_tenth_of_what_its_records_take(tmp_path):
         [warm] = tape.memory()
         assert warm.objects == 1000
         assert warm.bytes > 300_000
+
+
+def test_a_long_append_of_another_process_is_taken_in_without_a_record_for_each_tick(tmp_path, monkeypatch):
+    from onetape.store import replay
+
+    path, made = tmp_path / "t.db", []
+    real = replay.records
+
+    def records(*args):
+        out = real(*args)
+        made.append(len(out))
+        return out
+
+    with onetape.open(path, recent_per_symbol=50) as tape, onetape.open(path, retention_days=None) as other:
+        other.append([Tick(symbol, T0, price=1.0) for symbol in "AB"])
+        assert tape.latest("A") and tape.latest("B")
+        monkeypatch.setattr(replay, "records", records)
+        chance = random.Random(5)
+        ticks = [Tick("ABC"[i % 3], T0 + chance.randrange(10**6), price=float(i)) for i in range(60_000)]
+        other.append(ticks)
+        expected = sorted(
+            (tick.ts_event_ns, i + 3) for i, tick in enumerate(ticks) if tick.symbol == "A"
+        )[-50:]  # fmt: skip
+        deadline = time.monotonic() + 10
+        while tape.recent("A", 50)[-1].seq != expected[-1][1] and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert [(tick.ts_event_ns, tick.seq) for tick in tape.recent("A", 50)] == expected
+        assert max(made) <= 200
 
 
 @pytest.fixture

@@ -18,17 +18,20 @@ from onetape.live.ring import Ring
 from onetape.live.waker import Waker
 from onetape.record import Cancel, Tick
 from onetape.store import query, replay
-from onetape.store.block import Array
+from onetape.store.block import Array, Columns, take
+from onetape.store.layout import KIND_TICK
 from onetape.store.query import Names
 
 _log = logging.getLogger("onetape.live")
 #: How long the memory may lag behind another process's append.
 _GATHER_S = 0.004
-#: Records kept as objects for callers who asked for many, of all symbols: 0.8 MB.
-_WARM_RECORDS = 2048
+#: Records kept as objects for callers who asked for many, of all symbols: 0.6 MB.
+_WARM_RECORDS = 1536
 _FIT_EVERY_S = 0.25
+#: Ticks that are taken in as records without a look at which of them will stay.
+_STEP_RECORDS = 16_384
 #: The page cache of this connection, which reads the file rarely and the journal's end often.
-_PAGE_CACHE_KIB = 256
+_PAGE_CACHE_KIB = 64
 
 
 def _all_floats(tick: Tick) -> bool:
@@ -114,7 +117,8 @@ class Recent:
             self._renamed()
         # What retention has removed since is not missed here.
         while (step := replay.step(self._connection, self.position, all_left=True)) is not None:
-            for record in replay.records(step.found, self._names, self._loaded()):
+            loaded = self._loaded()
+            for record in replay.records(self._newest_of(step.found, loaded), self._names, loaded):
                 ring = self._held.get(record.symbol)
                 # A ring loaded a moment ago already holds what was there when it was read.
                 if ring is None or (record.seq or 0) <= self._loaded_at[record.symbol]:
@@ -135,6 +139,17 @@ class Recent:
             if catalog.symbol(self._connection, symbol_id) != name:
                 self._forget(name)
         self._names_version = catalog.version
+
+    def _newest_of(self, found: dict[int, Columns], loaded: Array) -> dict[int, Columns]:
+        """Return what of a long step the rings can hold: as records, half a million ticks would take 200 MB."""
+        ticks = found.get(KIND_TICK)
+        if ticks is None or len(ticks["seq"]) <= _STEP_RECORDS:
+            return found
+        mine = take(ticks, np.isin(ticks["symbol"], loaded))
+        order = np.lexsort((mine["seq"], mine["ts_event_ns"], mine["symbol"]))
+        symbols = mine["symbol"][order]
+        after = np.searchsorted(symbols, symbols, side="right") - np.arange(len(symbols))
+        return {**found, KIND_TICK: take(mine, np.sort(order[after <= self.per_symbol]))}
 
     def _loaded(self) -> Array:
         return np.array([self._ids[symbol] for symbol in self._held], dtype="<u4")

@@ -6,6 +6,7 @@ on, the copy never has to begin anew, and it ends after as many pages as the fil
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ def backup(connection: apsw.Connection, path: Path, to: Path, on_progress: Progr
     to = _free_target(to)
     size = path.stat().st_size + _size(layout.wal_path(path))
     _room(to.parent, size)
-    partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
+    partial = _partial(to)
     try:
         with query.snapshot(connection):
             head, removed = query.head(connection), _removed(connection)
@@ -190,7 +191,7 @@ def restore(path: Path, to: Path, *, execute: bool, replace: bool = False) -> Re
     plan = RestorePlan(found, str(to), None if kept is None else str(kept), execute)
     if not execute:
         return plan
-    partial = to.with_name(f".{to.name}.{os.getpid()}.partial")
+    partial = _partial(to)
     try:
         shutil.copyfile(path, partial)
         again = prove(partial)
@@ -212,6 +213,15 @@ def restore(path: Path, to: Path, *, execute: bool, replace: bool = False) -> Re
     finally:
         partial.unlink(missing_ok=True)
     return plan
+
+
+def _partial(to: Path) -> Path:
+    """Return where a file is made before it gets its name; what a process that was killed left there is removed."""
+    for left in to.parent.glob(f".{glob.escape(to.name)}.*.partial*"):
+        pid = left.name[len(to.name) + 2 :].split(".")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            left.unlink(missing_ok=True)
+    return to.with_name(f".{to.name}.{os.getpid()}.partial")
 
 
 def _refuse_while_open(path: Path) -> None:
