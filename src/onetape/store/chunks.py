@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apsw
@@ -15,13 +15,17 @@ from onetape.store.block import DTYPES, Array, Columns, canonical, concatenate, 
 from onetape.store.layout import CHUNK_RECORDS_MAX, DAY_NS, ENCODING_PACKED, ENCODING_PLAIN, MIXED
 
 #: Records from which several threads pack or unpack chunks.
-_BESIDE_FROM = 65_536
+_BESIDE_FROM = 65_536_000_000
 _END = 2**63 - 1
 _INSERT = (
     "INSERT INTO chunk(kind, symbol_id, symbol_min, symbol_max, seal, ts_min, ts_max, seq_min, seq_max, count,"
     " sealed_ns, encoding, payload) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
 _COLUMNS = "id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding, payload"
+
+
+#: Makes an array of so many values of a type, as np.empty does.
+Allocate = Callable[[int, np.dtype[Any]], Array]
 
 
 class Chunk(NamedTuple):
@@ -165,15 +169,21 @@ def read(
     wanted: Collection[str] | None = None,
     as_of: int | None = None,
     beside: Columns | None = None,
+    positions: bool = True,
+    allocate: Allocate = np.empty,
 ) -> Columns | None:
     """Return one symbol's sealed records with start_ns <= ts_event_ns < end_ns in canonical order, or None.
 
-    wanted: only these columns and ts_event_ns and seq. beside: records of the symbol from the journal, of that span
-    already, with all their columns, which are merged in.
+    wanted: only these columns and ts_event_ns and, unless positions is False, seq. beside: records of the symbol from
+    the journal, of that span already, with all their columns, which are merged in. allocate: makes long columns.
     """
-    needed = None if wanted is None else {"ts_event_ns", "seq", *wanted}
     found = overlapping(connection, kind, symbol_id, start_ns, end_ns, as_of)
     own = [chunk for chunk in found if chunk.symbol_id]
+    needed = None if wanted is None else {"ts_event_ns", *wanted}
+    if needed is not None and (positions or beside is not None or as_of is not None or len(own) < len(found)):
+        needed.add("seq")
+    elif needed is not None and not _sorted(own):
+        needed.add("seq")
     parts = [] if beside is None else [beside]
     for chunk in found:
         if not chunk.symbol_id:
@@ -181,7 +191,7 @@ def read(
             if mine is not None:
                 parts.append(mine)
     if own:
-        parts.append(_own(kind, own, needed))
+        parts.append(_own(kind, own, needed, allocate))
     if not parts:
         return None
     joined = concatenate(kind, parts)
@@ -216,14 +226,14 @@ def _of_symbol(chunk: Chunk, symbol_id: int, wanted: Collection[str] | None) -> 
     return {name: column[start:end] for name, column in columns.items() if name != "symbol"}
 
 
-def _own(kind: int, own: Sequence[Chunk], wanted: Collection[str] | None) -> Columns:
+def _own(kind: int, own: Sequence[Chunk], wanted: Collection[str] | None, allocate: Allocate) -> Columns:
     """Return the records of chunks of one symbol, end to end, each column decoded into its place."""
-    if len(own) == 1 or any(chunk.encoding != ENCODING_PACKED for chunk in own):
+    if any(chunk.encoding != ENCODING_PACKED for chunk in own):
         return concatenate(kind, [chunk.decode(wanted) for chunk in own])
     heads = [packed.directory(chunk.payload, chunk.where) for chunk in own]
     names = {name for head in heads for name in head.entries if wanted is None or name in wanted}
     total = sum(head.records for head in heads)
-    columns = {name: np.empty(total, dtype) for name, dtype in DTYPES[kind].items() if name in names}
+    columns = {name: allocate(total, dtype) for name, dtype in DTYPES[kind].items() if name in names}
     ends = np.cumsum([head.records for head in heads]).tolist()
 
     def decode(at: int) -> None:

@@ -1,10 +1,13 @@
-"""Minutes: the kept 1-minute bars, a row a symbol and hour, read and written whole.
+"""Minutes: the kept 1-minute bars, a row a symbol and hour or, once it is over and compacted, a symbol and UTC day.
 
-    byte 0      how the rest is packed: 0 rows (MINUTES without symbol), 1 packed columns (store/packed.py)
+    byte 0      how the rest is packed: 0 rows of an hour (MINUTES without symbol), 1 a day's packed columns
     rows        8 bytes XXH3 of the rows, then the rows
+    columns     as store/packed.py has them
+
+The key of a day's row is that of its first hour, whose own minutes are in it too.
 
 A minute whose trades were all taken back stays, without trades, so that its revision goes on; readers do not see it.
-An hour that trades go on changing is kept as rows; compaction packs those that are over.
+A trade that comes late, into a day that is packed, makes hours of it again.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from onetape.record import MINUTE_NS
 from onetape.store import packed
 from onetape.store.bars import MINUTES
 from onetape.store.block import DTYPES, REPAIR, Array
-from onetape.store.layout import KIND_MINUTE
+from onetape.store.layout import DAY_NS, KIND_MINUTE
 
 HOUR_NS = 60 * MINUTE_NS
 _ROWS, _PACKED = b"\x00", b"\x01"
@@ -36,7 +39,7 @@ def read(connection: apsw.Connection, symbol_id: int, start_ns: int, end_ns: int
     """Return one symbol's kept MINUTES with start_ns <= start < end_ns, ascending."""
     found: list[Any] = connection.execute(
         "SELECT id, payload FROM minute WHERE id BETWEEN ? AND ?",
-        (_id(symbol_id, start_ns), _id(symbol_id, max(end_ns - 1, start_ns))),
+        _ids(symbol_id, start_ns, end_ns),
     ).fetchall()
     minutes = _decode(found)
     if not len(minutes):
@@ -56,7 +59,7 @@ def read_all(connection: apsw.Connection, symbol_ids: Sequence[int], start_ns: i
     for symbol_id in symbol_ids:
         rows += connection.execute(
             "SELECT id, payload FROM minute WHERE id BETWEEN ? AND ?",
-            (_id(symbol_id, start_ns), _id(symbol_id, max(end_ns - 1, start_ns))),
+            _ids(symbol_id, start_ns, end_ns),
         ).fetchall()
     minutes = _decode(rows)
     ts = minutes["ts_event_ns"]
@@ -65,6 +68,17 @@ def read_all(connection: apsw.Connection, symbol_ids: Sequence[int], start_ns: i
 
 def _id(symbol_id: int, ns: int) -> int:
     return symbol_id << _HOUR_BITS | ns // HOUR_NS
+
+
+def _ids(symbol_id: int, start_ns: int, end_ns: int) -> tuple[int, int]:
+    """Return the keys between which rows of a span lie."""
+    return _id(symbol_id, start_ns // DAY_NS * DAY_NS), _id(symbol_id, max(end_ns - 1, start_ns))
+
+
+def hours_of(row_id: int, payload: bytes) -> range:
+    """Return the hours (since the epoch) that a row holds."""
+    hour = row_id & (1 << _HOUR_BITS) - 1
+    return range(hour, hour + (24 if payload[:1] == _PACKED else 1))
 
 
 def _decode(rows: Sequence[tuple[int, bytes]]) -> Array:
@@ -121,10 +135,15 @@ def _order(symbols: Array, starts: Array) -> Array:
 
 
 def _hours(connection: apsw.Connection, keys: Array) -> list[tuple[int, bytes]]:
-    rows: list[Any] = []
+    """Return the rows that hold some hours, by key."""
+    rows: dict[int, bytes] = {}
     for key in np.unique(keys).tolist():
-        rows += connection.execute("SELECT id, payload FROM minute WHERE id = ?", (key,)).fetchall()
-    return rows
+        hour = key & (1 << _HOUR_BITS) - 1
+        for which in (key - hour % 24, key):
+            payload: Any = connection.execute("SELECT payload FROM minute WHERE id = ?", (which,)).get
+            if payload is not None and (which == key or payload[:1] == _PACKED):
+                rows[which] = payload
+    return sorted(rows.items())
 
 
 def write(connection: apsw.Connection, made: Array) -> None:
@@ -132,7 +151,11 @@ def write(connection: apsw.Connection, made: Array) -> None:
     if not len(made):
         return
     keys = made["symbol"].astype("<i8") << _HOUR_BITS | made["ts_event_ns"] // HOUR_NS
-    minutes = _decode(_hours(connection, keys))
+    rows = _hours(connection, keys)
+    minutes = _decode(rows)
+    connection.executemany(
+        "DELETE FROM minute WHERE id = ?", [(row_id,) for row_id, payload in rows if payload[:1] == _PACKED]
+    )
     if len(minutes):
         both = np.concatenate((minutes, made))
         order = _order(both["symbol"], both["ts_event_ns"])
@@ -172,17 +195,22 @@ def take_over(connection: apsw.Connection) -> None:
 
 
 def pack(connection: apsw.Connection, before_ns: int, limit: int) -> int:
-    """Pack some hours that were over before a time and are kept as rows; return how many."""
-    hour = before_ns // HOUR_NS
+    """Pack the hours of some symbols' days that were over before a time; return how many days."""
+    day = before_ns // DAY_NS * 24
+    mask = (1 << _HOUR_BITS) - 1
     found: list[Any] = connection.execute(
-        f"SELECT id, payload FROM minute WHERE id & {(1 << _HOUR_BITS) - 1} < ? AND substr(payload, 1, 1) = x'00'"
-        " LIMIT ?",
-        (hour, limit),
+        f"SELECT id - (id & {mask}) % 24, count(*) FROM minute WHERE id & {mask} < ? AND substr(payload, 1, 1) = x'00'"
+        " GROUP BY 1 LIMIT ?",
+        (day, limit),
     ).fetchall()
-    fresh = []
-    for row in found:
-        minutes = _decode([row])
+    for first, _ in found:
+        rows: list[Any] = connection.execute(
+            "SELECT id, payload FROM minute WHERE id BETWEEN ? AND ?", (first, first + 23)
+        ).fetchall()
+        minutes = _decode(rows)
         columns = {name: np.ascontiguousarray(minutes[name]) for name in _NAMES}
-        fresh.append((_PACKED + packed.pack(KIND_MINUTE, columns, packed.SMALL), row[0]))
-    connection.executemany("UPDATE minute SET payload = ? WHERE id = ?", fresh)
-    return len(fresh)
+        connection.execute("DELETE FROM minute WHERE id BETWEEN ? AND ?", (first, first + 23))
+        connection.execute(
+            "INSERT INTO minute VALUES (?, ?)", (first, _PACKED + packed.pack(KIND_MINUTE, columns, packed.SMALL))
+        )
+    return len(found)

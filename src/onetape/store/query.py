@@ -16,6 +16,7 @@ from onetape.store.block import ABSENT, Array, Columns, canonical, concatenate, 
 from onetape.store.catalog import Catalog
 from onetape.store.layout import KIND_BAR, KIND_CANCEL, KIND_TICK
 
+_NONE = np.zeros(0, dtype="<i8")
 TICK_NAMES: tuple[str, ...] = Tick.__struct_fields__
 
 
@@ -51,18 +52,20 @@ def ticks(
     kind: int = KIND_TICK,
     wanted: Sequence[str] | None = None,
     as_of: int | None = None,
+    positions: bool = True,
+    allocate: chunks.Allocate = np.empty,
 ) -> Columns | None:
     """Return one symbol's records with start_ns <= ts_event_ns < end_ns in canonical order, or None.
 
-    wanted: only these columns (those a record has, and ts_event_ns and seq); as_of: as the tape was when its last
-    position was this.
+    wanted: only these columns (those a record has, and ts_event_ns and seq; seq only where it is needed, if positions
+    is False); as_of: as the tape was when its last position was this; allocate: makes long columns.
     """
     fresh = tail(connection)
     beside = cancels.of_symbol(fresh.get(kind), symbol_id, start_ns, end_ns)
-    found = chunks.read(connection, kind, symbol_id, start_ns, end_ns, wanted, as_of, beside)
-    if found is None or kind != KIND_TICK:
-        return found
-    return cancels.without(found, cancels.targets(connection, symbol_id, start_ns, end_ns, fresh, as_of))
+    taken_back = _NONE if kind != KIND_TICK else cancels.targets(connection, symbol_id, start_ns, end_ns, fresh, as_of)
+    positions |= len(taken_back) > 0
+    found = chunks.read(connection, kind, symbol_id, start_ns, end_ns, wanted, as_of, beside, positions, allocate)
+    return found if found is None else cancels.without(found, taken_back)
 
 
 def newest(

@@ -16,8 +16,8 @@ from onetape.tape.upkeep import Upkeep
 
 #: How long a seal waits for a moment without readers to begin an overgrown log anew.
 _LOG_PATIENCE_MS = 50
-#: Hours of bars packed in one transaction: some milliseconds.
-_HOURS_A_STEP = 64
+#: Symbols' days of bars packed in one transaction: some milliseconds.
+_DAYS_A_STEP = 4
 #: Records in merged spans that make the process that appends compact them, in a thread of its own.
 _COMPACT_RECORDS = 3 * layout.SPAN_RECORDS_MAX // 4
 
@@ -146,7 +146,7 @@ class Sealing(Upkeep):
             now = now_ns()
             while True:
                 with self._transaction(connection):
-                    packed = minutes.pack(connection, now, _HOURS_A_STEP)
+                    packed = minutes.pack(connection, now, _DAYS_A_STEP)
                 if not packed:
                     break
             while lifecycle.give_back(connection):
