@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import apsw
 import msgspec
@@ -19,10 +20,10 @@ from onetape.clock import now_ns
 from onetape.errors import TapeClosed
 from onetape.live.follower import Follower
 from onetape.live.waker import Waker
-from onetape.record import Bar
+from onetape.record import TS_MAX_NS, Bar
 from onetape.store import aggregate, made, query, replay
 from onetape.store.block import Array, Columns
-from onetape.store.layout import DAY_NS, KIND_CANCEL, KIND_TICK
+from onetape.store.layout import KIND_CANCEL, KIND_TICK
 from onetape.store.made import Rule
 
 #: What a take() reads of the tape at the most before it gives bars: some 20 ms.
@@ -34,6 +35,13 @@ _NEAR = 64
 
 #: (symbol id, start of a bar of time) or (symbol id, trading day, number)
 Key = tuple[int, ...]
+
+
+class Touched(NamedTuple):
+    """Times (ascending) at which a symbol's trades changed; and at which some older than the follower are gone."""
+
+    times: Array
+    gone: Array
 
 
 class BarFollower(Follower):
@@ -72,6 +80,8 @@ class BarFollower(Follower):
         self._given: OrderedDict[Key, Bar] = OrderedDict()
         #: Bars given as not complete, and when they are over.
         self._forming: dict[Key, int] = {}
+        self._met: set[int] = set()
+        self._began = self.position
 
     def take(self, timeout_s: float | None = 0.0) -> list[Bar]:  # type: ignore[override]
         """Return the bars that changed, ascending in their start, waiting up to `timeout_s` (None: for ever)."""
@@ -100,10 +110,10 @@ class BarFollower(Follower):
                     return sorted(found, key=lambda bar: (bar.ts_start_ns, bar.symbol, bar.number or 0))
         return []
 
-    def _touched(self) -> tuple[dict[int, Array], int]:
+    def _touched(self) -> tuple[dict[int, Touched], int]:
         """Return the times of new trades and cancels by symbol, and the position behind them."""
         wanted, position, count = self._matching(), self.position, 0
-        parts: dict[int, list[Array]] = {}
+        parts: dict[int, tuple[list[Array], list[Array]]] = {}
         for _ in range(_STEPS_MAX):
             step = replay.step(self._connection, position, self._all_left)
             if step is None:
@@ -113,90 +123,128 @@ class BarFollower(Follower):
             position = step.position
             for kind, columns in step.found.items():
                 count += len(columns["seq"])
-                times, symbols = self._times(kind, columns)
-                mask = np.ones(len(times), dtype=bool) if wanted is None else np.isin(symbols, wanted)
+                times, symbols, mask = columns["ts_event_ns"], columns["symbol"], self._telling(kind, columns)
+                if wanted is not None:
+                    mask &= np.isin(symbols, wanted)
                 if self._start_ns is not None:
                     mask &= times >= self._start_ns
                 for symbol_id in np.unique(symbols[mask]).tolist():
-                    parts.setdefault(symbol_id, []).append(times[mask & (symbols == symbol_id)])
+                    mine = mask & (symbols == symbol_id)
+                    new, gone = parts.setdefault(symbol_id, ([], []))
+                    new.append(times[mine])
+                    if kind == KIND_CANCEL:
+                        gone.append(times[mine & (columns["target"] <= self._began)])
             if count >= _RECORDS_MAX:
                 break
-        return {symbol_id: np.unique(np.concatenate(times)) for symbol_id, times in parts.items()}, position
+        nothing = np.zeros(0, dtype="<i8")
+        return {
+            symbol_id: Touched(np.unique(np.concatenate(new)), np.concatenate([nothing, *gone]))
+            for symbol_id, (new, gone) in parts.items()
+        }, position
 
-    def _times(self, kind: int, columns: Columns) -> tuple[Array, Array]:
-        """Return the times and symbols of what may change a bar."""
-        times, symbols = columns["ts_event_ns"], columns["symbol"]
-        if kind == KIND_CANCEL:
-            return times, symbols
-        if kind != KIND_TICK:
-            return times[:0], symbols[:0]
-        there = np.zeros(len(times), dtype=bool)
-        for name in made.READ[self._rule.price][: 2 if self._rule.price == "mid" else 1]:
-            if name in columns:
-                there |= ~np.isnan(columns[name])
-        return times[there], symbols[there]
+    def _telling(self, kind: int, columns: Columns) -> Array:
+        """Return which records may change a bar."""
+        there = np.full(len(columns["seq"]), kind in (KIND_TICK, KIND_CANCEL))
+        if kind == KIND_TICK:
+            for name in made.PRICED_BY[self._rule.price]:
+                there &= ~np.isnan(columns[name]) if name in columns else False
+        elif kind == KIND_CANCEL and self._rule.price == "trade":
+            there &= columns["trade"] != 0
+        return there
 
-    def _changed(self, touched: dict[int, Array]) -> list[Bar]:
+    def _changed(self, touched: dict[int, Touched]) -> list[Bar]:
         """Return the bars that times of symbols fall into, and those that were forming, if they are not as given."""
+        forming = {symbol_id: self._was_forming(symbol_id) for symbol_id in touched}
+        return self._counted(touched, forming) if self._rule.interval.counted else self._timed(touched, forming)
+
+    def _was_forming(self, symbol_id: int) -> Array:
+        """Return, the first time a symbol is met, the time of its newest trade at the position where this began.
+
+        Its bar may have been given as not complete by whoever followed up to here.
+        """
+        if symbol_id in self._met:
+            return np.zeros(0, dtype="<i8")
+        self._met.add(symbol_id)
+        ts = made.newest(self._connection, symbol_id, self._rule.price, self.position)
+        earliest = 0 if self._start_ns is None else self._start_ns
+        return np.array([ts] if ts >= earliest else [], dtype="<i8")
+
+    def _timed(self, touched: dict[int, Touched], forming: dict[int, Array]) -> list[Bar]:
+        keys: dict[Key, int] = {}
+        taken_back: set[Key] = set()
+        for symbol_id, (times, gone) in touched.items():
+            every = np.sort(np.concatenate((times, forming[symbol_id])))
+            windows = made.windows_of(self._rule, int(every[0]), int(every[-1]) + 1)
+            cells = aggregate.cells(every, windows, self._rule.interval)
+            keys |= {(symbol_id, start): start for start in np.unique(cells.starts[cells.inside]).tolist()}
+            cells = aggregate.cells(gone, windows, self._rule.interval)
+            taken_back |= {(symbol_id, start) for start in cells.starts[cells.inside].tolist()}
+        keys |= {key: key[1] for key in self._forming if key[0] in touched}
         out: list[Bar] = []
-        keys = self._sessions(touched) if self._rule.interval.counted else self._starts(touched)
-        for start_ns, end_ns, ids in self._runs(keys):
-            found = made.bars(self._connection, ids, self._rule, start_ns, end_ns)
-            names = {symbol_id: self._names.catalog.symbol(self._connection, symbol_id) for symbol_id in ids}
-            there: set[Key] = set()
-            over = found["ts_end_ns"].tolist()
-            for at, (symbol_id, bar) in enumerate(
-                zip(found["symbol"].tolist(), made.to_bars(found, names, self._rule), strict=True)
-            ):
-                if self._rule.interval.counted:
-                    key: Key = (symbol_id, int(found["day"][at]), int(found["number"][at]))
-                else:
-                    key = (symbol_id, bar.ts_start_ns)
-                    if key not in keys:
-                        continue
-                there.add(key)
-                out += self._give(key, bar, over[at])
-            out += self._withdrawn(keys, ids, start_ns, end_ns, there)
+        for run in self._runs(keys):
+            ids = sorted({key[0] for key in run})
+            found = made.bars(self._connection, ids, self._rule, keys[run[0]], keys[run[-1]] + 1)
+            left = set(run)
+            for bar, symbol_id, over_ns in self._records(found):
+                key: Key = (symbol_id, bar.ts_start_ns)
+                if key in left:
+                    left.remove(key)
+                    out += self._give(key, bar, over_ns)
+            for key in left:
+                out += self._withdraw(key, key in taken_back)
         return out
 
-    def _starts(self, touched: dict[int, Array]) -> dict[Key, int]:
-        """Return the keys of touched bars of time, and of those still forming, with their starts."""
-        keys: dict[Key, int] = {}
-        for symbol_id, times in touched.items():
-            windows = made.windows_of(self._rule, int(times[0]), int(times[-1]) + 1)
-            cells = aggregate.cells(times, windows, self._rule.interval)
-            keys |= {(symbol_id, start): start for start in np.unique(cells.starts[cells.inside]).tolist()}
-        keys |= {key: key[1] for key in self._forming if key[0] in touched}
-        return keys
-
-    def _sessions(self, touched: dict[int, Array]) -> dict[Key, int]:
-        """Return (symbol id, trading day) of touched sessions, and of those with a forming bar, with their opens."""
-        keys: dict[Key, int] = {}
-        for symbol_id, times in touched.items():
-            windows = made.windows_of(self._rule, int(times[0]), int(times[-1]) + 1)
-            spans = np.unique(windows.of(times))
-            days = set(windows.days[spans[spans >= 0]].tolist())
-            days |= {key[1] for key in self._forming if key[0] == symbol_id}
-            for day in days:
-                opens = self._rule.sessions.windows(day, day).opens
-                keys[symbol_id, day] = int(opens[0])
-        return keys
-
-    def _runs(self, keys: dict[Key, int]) -> Iterator[tuple[int, int, list[int]]]:
-        """Yield (start, end, symbol ids) of spans that cover the keys, those close together in one."""
-        if self._rule.interval.counted:
-            for (symbol_id, day), start in keys.items():
-                yield start, int(self._rule.sessions.windows(day, day).closes[-1]), [symbol_id]
-            return
-        near = max(_NEAR * (self._rule.interval.ns or 0), DAY_NS if self._rule.interval.kind == "days" else 0)
+    def _runs(self, keys: dict[Key, int]) -> Iterator[list[Key]]:
+        """Yield keys in order of their starts, those close together in one list."""
+        near = _NEAR * (self._rule.interval.ns or 0)
         run: list[Key] = []
         for key in sorted(keys, key=lambda key: keys[key]):
             if run and keys[key] - keys[run[-1]] > near:
-                yield keys[run[0]], keys[run[-1]] + 1, sorted({one[0] for one in run})
+                yield run
                 run = []
             run.append(key)
         if run:
-            yield keys[run[0]], keys[run[-1]] + 1, sorted({one[0] for one in run})
+            yield run
+
+    def _records(self, found: Columns) -> Iterator[tuple[Bar, int, int]]:
+        """Yield bars with their symbols' ids and when they are over (of time), or were last traded."""
+        ids = found["symbol"].tolist()
+        names = {symbol_id: self._names.catalog.symbol(self._connection, symbol_id) for symbol_id in set(ids)}
+        return zip(made.to_bars(found, names, self._rule), ids, found["ts_end_ns"].tolist(), strict=True)
+
+    def _counted(self, touched: dict[int, Touched], forming: dict[int, Array]) -> list[Bar]:
+        out: list[Bar] = []
+        for symbol_id, (times, _) in touched.items():
+            every = np.sort(np.concatenate((times, forming[symbol_id])))
+            windows = made.windows_of(self._rule, int(every[0]), int(every[-1]) + 1)
+            spans = windows.of(every)
+            first: dict[int, int] = {}
+            for span, ts in zip(spans.tolist(), every.tolist(), strict=True):
+                if span >= 0:
+                    first.setdefault(int(windows.days[span]), ts)
+            for key in self._forming:
+                if key[0] == symbol_id:
+                    first.setdefault(key[1], TS_MAX_NS)
+            for day, ts in sorted(first.items()):
+                out += self._session(symbol_id, day, ts)
+        return out
+
+    def _session(self, symbol_id: int, day: int, ts: int) -> list[Bar]:
+        """Return what changed of a session's counted bars when its trades did from a time on."""
+        windows = self._rule.sessions.windows(day, day)
+        found = made.bars(self._connection, [symbol_id], self._rule, int(windows.opens[0]), int(windows.closes[-1]))
+        out: list[Bar] = []
+        # Bars that nothing touched are not given; the one before the first touched may have been closed by it.
+        begin = max(0, int(np.searchsorted(found["ts_end_ns"], ts)) - 1)
+        for at, (bar, _, _) in enumerate(self._records(found)):
+            key = (symbol_id, day, at)
+            if at >= begin or key in self._given:
+                out += self._give(key, bar, TS_MAX_NS)
+        count = len(found["open"])
+        while (symbol_id, day, count) in self._given:
+            out += self._withdraw((symbol_id, day, count), False)
+            count += 1
+        return out
 
     def _give(self, key: Key, bar: Bar, over_ns: int) -> list[Bar]:
         """Remember a bar as it is now; return it if it is not as it was given."""
@@ -215,25 +263,28 @@ class BarFollower(Follower):
             self._forming.pop(self._given.popitem(last=False)[0], None)
         return [bar]
 
-    def _withdrawn(
-        self, keys: dict[Key, int], ids: list[int], start_ns: int, end_ns: int, there: set[Key]
-    ) -> list[Bar]:
-        """Return bars that were given and are no more: all of their trades were taken back."""
-        counted = self._rule.interval.counted
-        if counted:
-            days = {key[1] for key in keys if key[0] in ids and start_ns <= keys[key] < end_ns}
-            gone = [key for key in self._given if key[0] in ids and key[1] in days and key not in there]
-        else:
-            gone = [
-                key
-                for key, start in keys.items()
-                if key[0] in ids and start_ns <= start < end_ns and key not in there and key in self._given
-            ]
-        out = []
-        for key in gone:
-            self._forming.pop(key, None)
-            out.append(_nothing(self._given.pop(key)))
-        return out
+    def _withdraw(self, key: Key, taken_back: bool) -> list[Bar]:
+        """Return the bar that says that there is none any more, if there was one.
+
+        Where it is not known whether one was given, because that was before this began, it is said all the same.
+        """
+        self._forming.pop(key, None)
+        before = self._given.pop(key, None)
+        if before is None and not taken_back:
+            return []
+        nan = float("nan")
+        return [
+            Bar(
+                self._names.catalog.symbol(self._connection, key[0]),
+                self._rule.interval.text,
+                key[1] if before is None else before.ts_start_ns,
+                *(nan, nan, nan, nan),
+                trades=0,
+                revision=1 if before is None else before.revision + 1,
+                session=None if before is None else before.session,
+                number=None if before is None else before.number,
+            )
+        ]
 
     def _is_over(self, over_ns: int) -> bool:
         if self._grace_ns is None or self._rule.interval.counted:
@@ -250,22 +301,3 @@ class BarFollower(Follower):
             self._given[key] = msgspec.structs.replace(self._given[key], complete=True)
             out.append(self._given[key])
         return out
-
-
-def _nothing(bar: Bar) -> Bar:
-    """Return the bar that says that there is none any more."""
-    nan = float("nan")
-    return Bar(
-        bar.symbol,
-        bar.interval,
-        bar.ts_start_ns,
-        nan,
-        nan,
-        nan,
-        nan,
-        trades=0,
-        complete=True,
-        revision=bar.revision + 1,
-        session=bar.session,
-        number=bar.number,
-    )

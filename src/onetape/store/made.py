@@ -28,7 +28,8 @@ from onetape.store.layout import DAY_NS, KIND_TICK
 from onetape.store.sessions import UTC_DAYS, Sessions, Windows, day_of, overlapping
 
 PRICES = ("trade", "bid", "ask", "mid")
-READ = {"trade": ("price", "size", "side"), "bid": ("bid",), "ask": ("ask",), "mid": ("bid", "ask")}
+#: The columns that a price is of; a record without one of them has none.
+PRICED_BY = {"trade": ("price",), "bid": ("bid",), "ask": ("ask",), "mid": ("bid", "ask")}
 #: A market that is closed for longer has no next session: what comes after is not late for the one before.
 _PAUSE_DAYS = 15
 _FLOATS = ("open", "high", "low", "close", "volume", "vwap")
@@ -90,7 +91,9 @@ def bars(
             made["complete"] = last[np.searchsorted(ids, made["symbol"])] >= made["ts_end_ns"]
             return _within(made, start_ns, end_ns)
     parts = [_folded(connection, symbol_id, rule, start_ns, end_ns, as_of) for symbol_id in ids]
-    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in _empty()}
+    if len(parts) < 2:
+        return parts[0] if parts else _empty()
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _of_minutes(interval: Interval) -> bool:
@@ -164,7 +167,8 @@ class Raw(NamedTuple):
 def _raw(connection: apsw.Connection, symbol_id: int, price: str, start_ns: int, end_ns: int, as_of: int | None) -> Raw:
     tail = query.tail(connection)
     beside = cancels.of_symbol(tail.get(KIND_TICK), symbol_id, start_ns, end_ns)
-    columns = chunks.read(connection, KIND_TICK, symbol_id, start_ns, end_ns, READ[price], as_of, beside)
+    wanted = (*PRICED_BY[price], *(("size", "side") if price == "trade" else ()))
+    columns = chunks.read(connection, KIND_TICK, symbol_id, start_ns, end_ns, wanted, as_of, beside)
     if columns is None:
         columns = {"ts_event_ns": np.zeros(0, dtype="<i8"), "seq": np.zeros(0, dtype="<i8")}
     found = aggregate.series(columns, price)
@@ -178,9 +182,12 @@ def _folded(
 ) -> Columns:
     """Return one symbol's bars, folded from its ticks."""
     first, last = _data_span(connection, symbol_id)
-    start, end = max(start_ns, first), min(end_ns, last + 1)
-    windows = windows_of(rule, start, end) if start < end else None
-    if windows is None or not len(windows.opens):
+    if last < first:
+        return _empty()
+    opening = windows_of(rule, first, first + 1).opens  # a bar begins before its first trade
+    start, end = max(start_ns, min([first, *opening[:1].tolist()])), min(end_ns, last + 1)
+    windows = windows_of(rule, start, end)
+    if not len(windows.opens):
         return _empty()
     windows, ends = _with_next(rule, windows)
     # Bars of time that begin before the span are not asked for; bars that are counted begin at the open.
@@ -300,6 +307,22 @@ def _later(connection: apsw.Connection, symbol_id: int, price: str, from_ns: int
         if len(raw.found.ts):
             return int(raw.found.ts[-1])
         from_ns, step = from_ns + step, step * 4
+    return -1
+
+
+def newest(connection: apsw.Connection, symbol_id: int, price: str, as_of: int) -> int:
+    """Return the time of the newest record with a price when the tape's last position was `as_of`, or -1."""
+    count = 64
+    while as_of:
+        columns = query.newest(connection, symbol_id, count, PRICED_BY[price], as_of)
+        if columns is None:
+            break
+        found = aggregate.series(columns, price)
+        if len(found.ts):
+            return int(found.ts[-1])
+        if len(columns["seq"]) < count:
+            break
+        count *= 16
     return -1
 
 
