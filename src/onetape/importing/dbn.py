@@ -8,11 +8,12 @@ optional dependency that is imported only when such a file is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from onetape.errors import ConfigInvalid, CursorConflict, ImportInvalid
@@ -104,19 +105,25 @@ class _File(Part):
             schema = str(metadata.schema) if metadata is not None and metadata.schema is not None else None
             rows = dbn_records.Rows(symbols, source, schema)
             ts_out = bool(metadata.ts_out) if metadata is not None else False
-            for records in self._runs(read, held, digest, version, ts_out, tell):
-                for record in records:
-                    self._records += 1
-                    if self._records <= self._skip:
-                        if hasattr(record, "raw_symbol") or hasattr(record, "stype_out_symbol"):
-                            symbols.meet(record)
-                        rows.skip("records that are on the tape from a cut copy of this file")
-                        continue
-                    batch = rows.take(record, self._records)
-                    if batch is not None:
-                        yield batch
-                    if len(symbols.seen) > 1:
-                        raise self._invalid("two instruments", "leave --symbol out: the file names them itself")
+            for run, count in self._runs(read, held, digest, tell):
+                skipped = min(max(self._skip - self._records, 0), count)
+                first = self._records + 1
+                size, rtype = run[0] * 4, run[1]
+                layout = dbn_records.LAYOUTS.get(rtype)
+                if layout is None:
+                    rows.others(self._others(run, count, ts_out, version)[:skipped], counted=False)
+                    rows.others(self._others(run, count, ts_out, version)[skipped:])
+                elif size < layout.bytes_min():
+                    raise self._invalid(
+                        f"record {first}: {size} bytes, too short for its type", "the file is damaged: get it again"
+                    )
+                elif skipped < count:
+                    yield from rows.take(rtype, run[skipped * size :], size, first + skipped)
+                if skipped:
+                    rows.skip("records that are on the tape from a cut copy of this file", skipped)
+                self._records += count
+                if len(symbols.seen) > 1:
+                    raise self._invalid("two instruments", "leave --symbol out: the file names them itself")
             yield from rows.rest()
         self.notes = dbn_records.note_unnamed(symbols, metadata.mappings if metadata is not None else None)
         if schema in ("mbp-10", "bbo-1s", "bbo-1m", "cbbo-1s", "cbbo-1m"):
@@ -155,22 +162,33 @@ class _File(Part):
         except (dbn.DBNError, ValueError, OverflowError) as error:
             raise self._invalid(f"its metadata cannot be read: {error}", "get it again") from error
 
-    def _runs(
-        self, read: Any, held: bytes, digest: Any, version: int, ts_out: bool, tell: Tell
-    ) -> Iterator[Sequence[Any]]:
-        """Yield the records in runs, each of whole records; note a cut."""
+    def _others(self, run: bytes, count: int, ts_out: bool, version: int) -> list[Any]:
+        """Return records that the library has to decode."""
+        try:
+            records = _decoded(run, ts_out, version)
+        except _Undecodable as error:
+            raise self._damaged(run, ts_out, version, str(error)) from error
+        if len(records) != count:
+            raise self._damaged(run, ts_out, version, "a record cannot be decoded")
+        return records
+
+    def _runs(self, read: Any, held: bytes, digest: Any, tell: Tell) -> Iterator[tuple[bytes, int]]:
+        """Yield runs of whole records of one type and length, and how many they are; note a cut."""
         why = ""
         while True:
-            whole, count = self._whole(held)
-            if whole:
-                try:
-                    records = _decoded(held[:whole], ts_out, version)
-                except _Undecodable as error:
-                    raise self._damaged(held[:whole], ts_out, version, str(error)) from error
-                if len(records) != count:
-                    raise self._damaged(held[:whole], ts_out, version, "a record cannot be decoded")
-                yield records
-            held = held[whole:]
+            at = 0
+            while at < len(held):
+                size = held[at] * 4
+                if size < _RECORD_BYTES_MIN:
+                    raise self._invalid(
+                        f"record {self._records + 1}: a length of {size} bytes", "the file is damaged: get it again"
+                    )
+                count = _alike(held, at, size)
+                if not count:
+                    break
+                yield held[at : at + count * size], count
+                at += count * size
+            held = held[at:]
             if why:
                 break
             more, why = read(_READ_BYTES, tell)
@@ -187,21 +205,6 @@ class _File(Part):
                     cut=True,
                 )
             self._cut = what
-
-    def _whole(self, held: bytes) -> tuple[int, int]:
-        """Return how many bytes of whole records there are, and how many records."""
-        at = count = 0
-        end = len(held)
-        while at < end:
-            size = held[at] * 4
-            if size < _RECORD_BYTES_MIN:
-                number = self._records + count + 1
-                raise self._invalid(f"record {number}: a length of {size} bytes", "the file is damaged: get it again")
-            if at + size > end:
-                break
-            at += size
-            count += 1
-        return at, count
 
     def _damaged(self, run: bytes, ts_out: bool, version: int, why: str) -> ImportInvalid:
         """Return the error that names the first record of a run that cannot be decoded."""
@@ -247,6 +250,20 @@ class _File(Part):
                 return data, why
 
             yield read
+
+
+def _alike(held: bytes, at: int, size: int) -> int:
+    """Return how many whole records from a position on have the type and the length of the first of them."""
+    count, looked = (len(held) - at) // size, 1
+    while looked < count:  # further and further: in a mix of types, a run ends soon
+        ahead = min(count - looked, looked * 8)
+        start = at + looked * size
+        marks = np.frombuffer(held, dtype=np.uint8, offset=start, count=ahead * size).reshape(ahead, size)
+        other = (marks[:, 0] != held[at]) | (marks[:, 1] != held[at + 1])
+        if other.any():
+            return looked + int(np.argmax(other))
+        looked += ahead
+    return count
 
 
 class _Undecodable(Exception):

@@ -6,18 +6,23 @@ Field by field as https://databento.com/docs/schemas describes each schema; pric
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import databento_dbn as dbn
 import numpy as np
+import numpy.typing as npt
 
 from onetape.importing.formats import BATCH_ROWS, Batch
-from onetape.record import BUY, SELL, UNKNOWN, Bar
+from onetape.record import BUY, SELL, TS_MAX_NS, UNKNOWN, Bar
+from onetape.store.block import ABSENT
+
+Array = npt.NDArray[Any]
 
 _DAY_NS = 86_400_000_000_000
-_SIDES = {"A": SELL, "B": BUY}
-_INTERVALS = {"ohlcv-1s": "1s", "ohlcv-1m": "1min", "ohlcv-1h": "1h", "ohlcv-1d": "1d"}
+_INTERVALS = {32: "1s", 33: "1min", 34: "1h", 35: "1d"}
+_SCHEMAS = {"ohlcv-1s": "1s", "ohlcv-1m": "1min", "ohlcv-1h": "1h", "ohlcv-1d": "1d"}
+_END_OF_DAY = 36
 _NEITHER = "updates that leave neither a bid nor an ask"
 _ORDERS = "messages about single orders (the trades among them are stored)"
 _SKIPPED = {
@@ -28,6 +33,48 @@ _SKIPPED = {
     dbn.SymbolMappingMsg: "symbol mappings",
     dbn.SystemMsg: "system messages",
     dbn.ErrorMsg: "error messages",
+}
+
+
+class Layout(NamedTuple):
+    """Records that are ticks or bars: the library's class, which of them are trades, and whether they have a book."""
+
+    record: Any
+    trades: Literal["all", "some", "none"]
+    quotes: bool
+
+    def sized(self, size: int) -> np.dtype[Any]:
+        """Return the library's layout of such a record, in records of `size` bytes (a time of sending may follow)."""
+        plain = np.dtype(self.record._dtypes)
+        fields = plain.fields or {}
+        return np.dtype(
+            {
+                "names": list(fields),
+                "formats": [field[0] for field in fields.values()],
+                "offsets": [field[1] for field in fields.values()],
+                "itemsize": size,
+            }
+        )
+
+    def bytes_min(self) -> int:
+        """Return how long such a record is at least."""
+        return np.dtype(self.record._dtypes).itemsize
+
+
+#: The record's type, as its second byte says it.
+LAYOUTS = {
+    0: Layout(dbn.TradeMsg, "all", False),
+    1: Layout(dbn.MBP1Msg, "some", True),
+    10: Layout(dbn.MBP10Msg, "some", True),
+    160: Layout(dbn.MBOMsg, "some", False),
+    177: Layout(dbn.CMBP1Msg, "some", True),
+    192: Layout(dbn.CBBOMsg, "none", True),
+    193: Layout(dbn.CBBOMsg, "none", True),
+    194: Layout(dbn.CMBP1Msg, "some", True),
+    195: Layout(dbn.BBOMsg, "none", True),
+    196: Layout(dbn.BBOMsg, "none", True),
+    197: Layout(dbn.MBP1Msg, "some", True),
+    **{rtype: Layout(dbn.OHLCVMsg, "none", False) for rtype in (17, 32, 33, 34, 35, 36)},
 }
 
 
@@ -60,6 +107,13 @@ class Symbols:
         if name:
             self._met[record.instrument_id] = name
 
+    def names(self, numbers: Array, ts_ns: Array) -> Array:
+        """Return the symbols of instruments at times; what names one does so for whole days."""
+        days = ts_ns // _DAY_NS
+        pairs, which = np.unique(np.stack([numbers.astype(np.int64), days]), axis=1, return_inverse=True)
+        names = [self.name(number, day * _DAY_NS) for number, day in pairs.T.tolist()]
+        return np.array(names, dtype=object)[which.reshape(-1)]
+
     def name(self, number: int, ts_ns: int) -> str:
         """Return the symbol of an instrument at a time."""
         if self.given is not None:
@@ -87,128 +141,111 @@ class Rows:
 
     def __init__(self, symbols: Symbols, source: str, schema: str | None) -> None:
         self._symbols, self._source, self._schema = symbols, source, schema
-        self._ticks: list[tuple[Any, ...]] = []
+        self._pieces: list[dict[str, Array]] = []
+        self._held = 0
         self._bars: list[Bar] = []
         self._bar_places: list[int] = []
         self._skipped: dict[str, int] = {}
-        self._takes: dict[type, Callable[[Any, int], None]] = {
-            dbn.TradeMsg: self._trade,
-            dbn.MBOMsg: self._order,
-            dbn.MBP1Msg: self._book,
-            dbn.MBP10Msg: self._book,
-            dbn.CMBP1Msg: self._book,
-            dbn.BBOMsg: self._interval,
-            dbn.CBBOMsg: self._interval,
-            dbn.OHLCVMsg: self._bar,
-        }
 
-    def take(self, record: Any, number: int) -> Batch | None:
-        """Take a record, the `number`th of the file; return a batch if one is full."""
-        take = self._takes.get(type(record))
-        if take is not None:
-            take(record, number)
-        else:
+    def skip(self, reason: str, count: int = 1) -> None:
+        """Count things that are not stored."""
+        self._skipped[reason] = self._skipped.get(reason, 0) + count
+
+    def others(self, records: Sequence[Any], *, counted: bool = True) -> None:
+        """Take records that are neither ticks nor bars, decoded by the library."""
+        for record in records:
             if isinstance(record, dbn.InstrumentDefMsg | dbn.SymbolMappingMsg):
                 self._symbols.meet(record)
-            self.skip(_SKIPPED.get(type(record), f"records of the type {type(record).__name__}"))
-        if len(self._ticks) == BATCH_ROWS:
-            return self._tick_batch()
-        if len(self._bars) == BATCH_ROWS:
-            return self._bar_batch()
-        return None
+            if counted:
+                self.skip(_SKIPPED.get(type(record), f"records of the type {type(record).__name__}"))
+
+    def take(self, rtype: int, run: bytes, size: int, first: int) -> list[Batch]:
+        """Take a run of records of one type and length, the `first`th of the file and on; return full batches."""
+        layout = LAYOUTS[rtype]
+        rows = np.frombuffer(run, dtype=layout.sized(size))
+        if layout.record is dbn.OHLCVMsg:
+            return self._take_bars(rtype, rows, first)
+        piece = self._piece(layout, rows, first)
+        self._pieces.append(piece)
+        self._held += len(piece["number"])
+        batches = []
+        while self._held >= BATCH_ROWS:
+            batches.append(self._tick_batch(BATCH_ROWS))
+        return batches
 
     def rest(self) -> list[Batch]:
         """Return the batches that are not full."""
-        batches = [self._tick_batch()] if self._ticks else []
+        batches = [self._tick_batch(self._held)] if self._held else []
         if self._bars or self._skipped:
             batches.append(self._bar_batch())
         return batches
 
-    def skip(self, reason: str) -> None:
-        """Count something that is not stored."""
-        self._skipped[reason] = self._skipped.get(reason, 0) + 1
+    def _piece(self, layout: Layout, rows: Array, first: int) -> dict[str, Array]:
+        count = len(rows)
+        undefined = np.full(count, dbn.UNDEF_PRICE, dtype=np.int64)
+        trade = np.full(count, layout.trades == "all")
+        if layout.trades == "some":
+            trade = rows["action"] == b"T"
+        bid, ask = (rows["bid_px_00"], rows["ask_px_00"]) if layout.quotes else (undefined, undefined)
+        kept = trade | (bid != dbn.UNDEF_PRICE) | (ask != dbn.UNDEF_PRICE)
+        numbers = np.arange(first, first + count)
+        if not kept.all():
+            self.skip(_NEITHER if layout.quotes else _ORDERS, count - int(kept.sum()))
+            rows, trade, bid, ask, numbers = rows[kept], trade[kept], bid[kept], ask[kept], numbers[kept]
+        received = _times(rows["ts_recv"], ABSENT)
+        happened = _times(rows["ts_event"], -1)
+        none = np.full(len(rows), np.nan)
+        return {
+            "number": numbers,
+            "symbol": self._symbols.names(rows["instrument_id"], np.where(received == ABSENT, happened, received)),
+            # Of a snapshot, the quote is that of the end of its interval, which is in ts_recv. ts_event and price are
+            # those of the last trade, which the next one may repeat: counted as a trade it would be counted again.
+            "ts_event_ns": _times(rows["ts_recv"], -1) if layout.trades == "none" else happened,
+            "ts_recv_ns": received,
+            "price": np.where(trade, _prices(rows["price"]), np.nan),
+            "size": np.where(trade, _sizes(rows["size"]), np.nan),
+            "bid": _prices(bid),
+            "bid_size": np.where(bid == dbn.UNDEF_PRICE, np.nan, _sizes(rows["bid_sz_00"])) if layout.quotes else none,
+            "ask": _prices(ask),
+            "ask_size": np.where(ask == dbn.UNDEF_PRICE, np.nan, _sizes(rows["ask_sz_00"])) if layout.quotes else none,
+            "side": np.where(trade, (rows["side"] == b"B") * BUY + (rows["side"] == b"A") * SELL, UNKNOWN),
+            "flags": rows["flags"].astype(np.int64),
+            "source": rows["publisher_id"].astype(np.int64),
+        }
 
-    def _add(self, record: Any, number: int, ts_ns: int, trade: bool, level: Any) -> None:
-        bid = level.bid_px if level is not None else dbn.UNDEF_PRICE
-        ask = level.ask_px if level is not None else dbn.UNDEF_PRICE
-        if not trade and bid == ask == dbn.UNDEF_PRICE:
-            self.skip(_NEITHER)
-            return
-        self._ticks.append(
-            (
-                number,
-                self._symbols.name(record.instrument_id, record.ts_index),
-                ts_ns,
-                record.ts_recv,
-                record.price if trade else dbn.UNDEF_PRICE,
-                record.size if trade else None,
-                bid,
-                level.bid_sz if bid != dbn.UNDEF_PRICE else None,
-                ask,
-                level.ask_sz if ask != dbn.UNDEF_PRICE else None,
-                _SIDES.get(str(record.side), UNKNOWN) if trade else UNKNOWN,
-                record.flags,
-                record.publisher_id,
+    def _take_bars(self, rtype: int, rows: Array, first: int) -> list[Batch]:
+        interval = _INTERVALS.get(rtype) or _SCHEMAS.get(self._schema or "")
+        if interval is None or rtype == _END_OF_DAY:
+            self.skip("bars of a session (they have no fixed length)", len(rows))
+            return []
+        symbols = self._symbols.names(rows["instrument_id"], _times(rows["ts_event"], -1)).tolist()
+        prices = [(rows[name] / 1e9).tolist() for name in ("open", "high", "low", "close")]
+        starts = _times(rows["ts_event"], -1).tolist()
+        batches = []
+        for at, (volume, publisher) in enumerate(
+            zip(rows["volume"].tolist(), rows["publisher_id"].tolist(), strict=True)
+        ):
+            open_, high, low, close = (column[at] for column in prices)
+            source = f"{self._source}:{publisher}"
+            self._bars.append(
+                Bar(symbols[at], interval, starts[at], open_, high, low, close, float(volume), source=source)
             )
-        )
+            self._bar_places.append(first + at)
+            if len(self._bars) == BATCH_ROWS:
+                batches.append(self._bar_batch())
+        return batches
 
-    def _trade(self, record: Any, number: int) -> None:
-        self._add(record, number, record.ts_event, True, None)
-
-    def _order(self, record: Any, number: int) -> None:
-        if str(record.action) == "T":
-            self._add(record, number, record.ts_event, True, None)
-        else:
-            self.skip(_ORDERS)
-
-    def _book(self, record: Any, number: int) -> None:
-        self._add(record, number, record.ts_event, str(record.action) == "T", record.levels[0])
-
-    def _interval(self, record: Any, number: int) -> None:
-        # The quote is that of the end of an interval, which is in ts_recv. ts_event and the price are those of the last
-        # trade, which the next snapshot may repeat: counted as a trade it would be counted again and again.
-        self._add(record, number, record.ts_recv, False, record.levels[0])
-
-    def _bar(self, record: Any, number: int) -> None:
-        kind = str(record.rtype)
-        interval = _INTERVALS.get(kind if kind in _INTERVALS else self._schema or "")
-        if interval is None:
-            self.skip("bars of a session (they have no fixed length)")
-            return
-        open_, high, low, close = (value / 1e9 for value in (record.open, record.high, record.low, record.close))
-        symbol = self._symbols.name(record.instrument_id, record.ts_event)
-        source = f"{self._source}:{record.publisher_id}"
-        self._bars.append(
-            Bar(symbol, interval, record.ts_event, open_, high, low, close, float(record.volume), source=source)
-        )
-        self._bar_places.append(number)
-
-    def _tick_batch(self) -> Batch:
-        numbers, symbols, ts, received, price, size, bid, bid_size, ask, ask_size, side, flags, publishers = zip(
-            *self._ticks, strict=True
-        )
-        self._ticks = []
+    def _tick_batch(self, count: int) -> Batch:
+        whole = {name: np.concatenate([piece[name] for piece in self._pieces]) for name in self._pieces[0]}
+        self._pieces = [{name: column[count:] for name, column in whole.items()}] if count < self._held else []
+        self._held -= count
+        data: dict[str, Any] = {name: column[:count] for name, column in whole.items()}
+        numbers, publishers = data.pop("number").tolist(), data["source"]
+        known, which = np.unique(publishers, return_inverse=True)
+        data["source"] = np.array([f"{self._source}:{one}" for one in known.tolist()], dtype=object)[which].tolist()
+        data["symbol"] = data["symbol"].tolist()
         skipped, self._skipped = self._skipped, {}
-        sources = {one: f"{self._source}:{one}" for one in set(publishers)}
-        return Batch(
-            data={
-                "symbol": symbols,
-                "ts_event_ns": _times(ts, -1),
-                "ts_recv_ns": _times(received, None),
-                "price": _prices(price),
-                "size": _sizes(size),
-                "bid": _prices(bid),
-                "bid_size": _sizes(bid_size),
-                "ask": _prices(ask),
-                "ask_size": _sizes(ask_size),
-                "side": np.array(side),
-                "flags": np.array(flags),
-                "source": [sources[one] for one in publishers],
-            },
-            rows=len(numbers),
-            place=_Places(numbers),
-            skipped=skipped,
-        )
+        return Batch(data=data, rows=count, place=_Places(numbers), skipped=skipped)
 
     def _bar_batch(self) -> Batch:
         batch = Batch(data=self._bars, rows=len(self._bars), place=_Places(self._bar_places), skipped=self._skipped)
@@ -224,20 +261,18 @@ class _Places:
         return f"record {self._numbers[index]}"
 
 
-def _prices(values: Sequence[int]) -> Any:
+def _prices(integers: Array) -> Array:
     """Return what the library's own pretty_price gives: the integer as a float, divided once; NaN where undefined."""
-    integers = np.array(values, dtype=np.int64)
     return np.where(integers == dbn.UNDEF_PRICE, np.nan, integers / 1e9)
 
 
-def _sizes(values: Sequence[int | None]) -> Any:
-    undefined = dbn.UNDEF_ORDER_SIZE
-    return np.array([np.nan if one is None or one == undefined else one for one in values], dtype=np.float64)
+def _sizes(values: Array) -> Array:
+    return np.where(values == dbn.UNDEF_ORDER_SIZE, np.nan, values.astype(np.float64))
 
 
-def _times(values: Sequence[int], absent: int | None) -> list[int | None]:
+def _times(values: Array, absent: int) -> Array:
     """Return times; those that are undefined or beyond 64 bits with a sign as `absent`."""
-    return [absent if one > 2**63 - 2 else one for one in values]
+    return np.where(values > TS_MAX_NS, absent, values.astype(np.int64))
 
 
 def note_unnamed(symbols: Symbols, mapping: Mapping[str, Any] | None) -> list[str]:
