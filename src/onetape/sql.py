@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ MEMORY_BYTES = 2**30
 #: Rows of an answer that are handed over at a time.
 _BATCH_ROWS = 65_536
 _EXPLAIN = "EXPLAIN "
+#: How often a query that is to end is told so: it does not hear it before it has begun.
+_LOOK_S = 0.05
 
 
 class Database:
@@ -33,6 +36,7 @@ class Database:
         except ImportError as error:
             raise ConfigInvalid("SQL needs DuckDB, which is not installed", hint="pip install onetape[sql]") from error
         self._explainable = False
+        self._engine = ThreadPoolExecutor(1, "onetape-sql")
         self._spill = tempfile.TemporaryDirectory(prefix="onetape-sql-")
         try:
             self._connection: duckdb.DuckDBPyConnection = duckdb.connect(
@@ -58,6 +62,7 @@ class Database:
     def close(self) -> None:
         """Forget everything, and remove what was spilled."""
         self._connection.close()
+        self._engine.shutdown()
         self._spill.cleanup()
 
     def tables(self, query: str) -> set[str]:
@@ -85,40 +90,58 @@ class Database:
         """Make something that Arrow can scan a table."""
         self._connection.register(name, table)
 
-    def add_view(self, name: str, query: str) -> None:
-        """Make a view."""
-        self._connection.execute(f'CREATE VIEW "{name}" AS {query}')
-
     def run(self, query: str, params: Params = None) -> pa.RecordBatchReader:
         """Answer a query, batch by batch. Raises QueryInvalid, QueryTooLarge."""
+        return self._call(self._run, query, params)
+
+    def batches(self, query: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        """Yield an answer's batches. Raises QueryInvalid, QueryTooLarge."""
+        while (batch := self._call(_next, query, reader)) is not None:
+            yield batch
+
+    def stop(self, reader: pa.RecordBatchReader) -> None:
+        """End a query whose answer nobody wants.
+
+        A thread of DuckDB's may be waiting for Python to read a table. It is waited for here, where Python runs on;
+        where the reader is let go, both would wait for ever.
+        """
+        self._connection.interrupt()
+        self._call(_drain, reader)
+
+    def _run(self, query: str, params: Params) -> pa.RecordBatchReader:
         self._connection.execute("SET lock_configuration = true")
         with _translated(query, len(_EXPLAIN)):  # the one that says where an error is
             if self._explainable:
                 self._connection.execute(_EXPLAIN + query, params)
         with _translated(query):
-            relation = self._connection.sql(query, params=params)
-            return relation.to_arrow_reader(_BATCH_ROWS)
+            return self._connection.sql(query, params=params).to_arrow_reader(_BATCH_ROWS)
 
-    def stop(self, reader: pa.RecordBatchReader) -> None:
-        """End a query whose answer nobody wants. A thread of DuckDB's may be waiting for Python to read a table: it is
-        waited for here, where Python runs on, and not where the reader goes."""
-        self._connection.interrupt()
+    def _call(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Do what may take long in the one thread that works with DuckDB, so that Ctrl-C is heard in this one."""
+        future = self._engine.submit(work, *args)
         try:
-            while reader.read_next_batch():
-                pass
-        except Exception:  # noqa: BLE001  (the end, or that it was interrupted: both are what is wanted)
-            return
+            return future.result()
+        except BaseException:
+            while not future.done():
+                self._connection.interrupt()
+                wait([future], _LOOK_S)
+            raise
 
-    @staticmethod
-    def batches(query: str, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        """Yield an answer's batches. Raises QueryInvalid, QueryTooLarge."""
-        while True:
-            with _translated(query):
-                try:
-                    batch = reader.read_next_batch()
-                except StopIteration:
-                    return
-            yield batch
+
+def _next(query: str, reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
+    with _translated(query):
+        try:
+            return reader.read_next_batch()
+        except StopIteration:
+            return None
+
+
+def _drain(reader: pa.RecordBatchReader) -> None:
+    try:
+        while reader.read_next_batch():
+            pass
+    except Exception:  # noqa: BLE001  (the end, or that it was interrupted: both are what is wanted)
+        return
 
 
 def _words(query: str) -> Iterator[str]:

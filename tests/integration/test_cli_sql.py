@@ -5,10 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import ROOT
 
 import onetape
 from onetape.cli import main
@@ -100,3 +106,20 @@ def test_history_shows_trades_beside_their_quotes(tape: onetape.Tape, capsys: py
     assert "5999.75" in _shown(capsys, *args[:3])[0]
     assert "of one symbol" in _shown(capsys, "history", "ES", "NQ", "--quotes", code=2)[1]
     assert "--quotes" in _shown(capsys, "history", "ES", "--max-age", "1", code=2)[1]
+
+
+def test_ctrl_c_ends_a_long_query_at_once(tape: onetape.Tape) -> None:
+    query = "SELECT count(*) FROM range(1000000) a(x), range(1000000) b(y), ticks WHERE (x * y) % 7 = 3"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "onetape", "sql", query, "--tape", str(tape.path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        time.sleep(3)
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=20)[1] == ""
+        assert running.returncode == 130
+    finally:
+        running.kill()

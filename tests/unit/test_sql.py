@@ -253,3 +253,17 @@ def test_a_dataset_is_one_of_pyarrows_but_cannot_be_changed(tape: onetape.Tape) 
         dataset.to_table(["x"])
     with pytest.raises(onetape.ConfigInvalid, match="scanned, not changed"):
         dataset.filter(pc.field("price") > 1)
+
+
+def test_a_tape_that_is_closed_meanwhile_says_so(tmp_path: Path) -> None:
+    with onetape.open(tmp_path / "t.db") as tape:
+        tape.append(onetape.Tick("ES", T0, price=1))
+        dataset, reader = tape.dataset(), tape.batches("ES")
+        with tape.sql_batches("SELECT symbol FROM symbols") as (_, batches):
+            assert next(batches).num_rows == 1
+    with pytest.raises(onetape.TapeClosed):
+        dataset.to_table()
+    with pytest.raises(onetape.TapeClosed):
+        reader.read_next_batch()
+    with pytest.raises(onetape.TapeClosed):
+        tape.sql("SELECT 1 FROM ticks")
