@@ -204,6 +204,16 @@ def test_an_upgrade_says_what_it_takes_and_changes_nothing_until_it_is_told_to(f
         assert len(tape.recent("A", 10_000)) == sum(tick.symbol == "A" for tick in ticks)
 
 
+def test_the_doctor_says_of_an_older_format_how_to_go_on(format_1):
+    path, _, _ = format_1
+    told = onetape.doctor(path)
+    assert told.healthy
+    assert [finding.hint for finding in told.findings if finding.weight == "warning"] == [
+        "onetape upgrade brings it here"
+    ]
+    assert onetape.upgrade(path).version == 1
+
+
 def test_an_upgrade_that_is_cut_off_leaves_the_old_format_whole(format_1, monkeypatch):
     path, ticks, _ = format_1
     change = sqlite.UPGRADES[1]

@@ -169,6 +169,19 @@ def test_memory_is_capped_in_bytes_and_what_was_let_go_is_read_again(many):
         assert tape.recent("S03", 2)[0] == expected["S03"]
 
 
+def test_memory_stays_small_while_ticks_come_one_by_one(tmp_path):
+    with onetape.open(tmp_path / "t.db", retention_days=None, recent_per_symbol=200) as tape:
+        for i in range(6000):
+            tape.append(Tick(f"S{i % 10}", T0 + i * 10**6, 6000 + i % 9 / 4, 1.0, 6000.0, 6000.25, 3.0, 4.0, 1))
+            if i == 50:
+                assert len(tape.latest()) == 10
+        told = tape.memory()
+        assert all(200 <= one.records <= 300 for one in told)
+        assert sum(one.bytes for one in told) / sum(one.records for one in told) < 110
+        newest = tape.recent("S3", 200)
+        assert [tick.seq for tick in newest] == [i + 1 for i in range(6000) if i % 10 == 3][-200:]
+
+
 def test_symbols_that_are_asked_for_again_and_again_stay_in_memory(many):
     with onetape.open(many, memory_bytes=20_000) as tape:
         loaded = []

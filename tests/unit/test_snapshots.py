@@ -184,6 +184,18 @@ def test_as_of_takes_positions_names_and_times_of_appending(tape):
         tape.as_of(True)
 
 
+def test_reading_as_of_a_snapshot_gives_what_was_known_then(tape):
+    _fill(tape, 100, 20)
+    before = tape.read("A").to_pylist()
+    tape.snapshot("eod")
+    _fill(tape, 0, 9000)
+    tape.seal()
+    assert tape.read("A", as_of="eod").to_pylist() == before
+    assert tape.read("A").num_rows == 4510
+    with pytest.raises(onetape.ConfigInvalid, match="neither a snapshot nor a time"):
+        tape.read("A", as_of="eod-2")
+
+
 def test_retention_leaves_what_a_snapshot_covers_until_it_is_deleted(tmp_path):
     with onetape.open(tmp_path / "t.db", retention_days=None) as tape:
         _fill(tape, 0, 100)

@@ -72,7 +72,11 @@ def examine(path: Path, *, full: bool = False, on_progress: Progress | None = No
         time.sleep(_LOOK_AGAIN_S)  # who has it open may just have been moving the log into the file
         found = Findings()
         log = look_at_files(path, found)
-    if not any(finding.weight == "problem" and finding.place == "log" for finding in found.made):
+    if older(path, log):
+        found.warning(
+            "format", "it is of an older format: only its file was looked at", "onetape upgrade brings it here"
+        )
+    elif not any(finding.weight == "problem" and finding.place == "log" for finding in found.made):
         try:
             connection = sqlite.connect(path, mode="r")
         except OnetapeError as error:
@@ -89,6 +93,11 @@ def examine(path: Path, *, full: bool = False, on_progress: Progress | None = No
                 connection.close()
     look_around(path, found, log)
     return Checkup(str(path), found.sorted())
+
+
+def older(path: Path, log: wal.Log | None) -> bool:
+    """Return whether it is a tape of a format before this one."""
+    return path.stat().st_size > 0 and wal.is_tape(path) and 0 < wal.version(path, log) < layout.FORMAT_VERSION
 
 
 def look_at_files(path: Path, found: Findings) -> wal.Log | None:
