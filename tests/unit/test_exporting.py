@@ -135,15 +135,22 @@ def test_bars_are_those_of_every_source_and_the_tapes_own(tape: onetape.Tape, tm
     assert export(tape, tmp_path / "b", format="parquet", what="bars").files == 1
 
 
-def test_bars_of_sealed_days_are_the_ones_that_bars_returns(tape: onetape.Tape, tmp_path: Path) -> None:
-    _fill(tape, "ES", 5000, DAY // 1000)
+@pytest.mark.parametrize("piece", [moment.PIECE_RECORDS, 1600])
+def test_bars_of_any_interval_are_the_ones_that_bars_returns(
+    tape: onetape.Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(moment, "PIECE_RECORDS", piece)
+    _fill(tape, "ES", 3000, DAY // 200)
     _fill(tape, "NQ", 10, DAY * 40)
     tape.seal()
-    for interval in ("1min", "1h", "1d"):
-        export(tape, tmp_path / f"{interval}.arrow", what="bars", interval=interval)
-        rows = pa.ipc.open_file(tmp_path / f"{interval}.arrow").read_all().to_pylist()
-        assert rows == [row for symbol in ("ES", "NQ") for row in tape.bars(symbol, interval).to_pylist()]
-        assert rows
+    _fill(tape, "ES", 300, DAY // 20 + 7)
+    for interval in ("1min", "1h", "1d", "7min", "90s", "1s", "2d", "5d"):
+        export(tape, tmp_path / "o.arrow", what="bars", interval=interval, replace=True)
+        found = pa.ipc.open_file(tmp_path / "o.arrow").read_all()
+        for symbol in ("ES", "NQ"):
+            wanted = tape.bars(symbol, interval).select(found.column_names).to_pylist()
+            assert [row for row in found.to_pylist() if row["symbol"] == symbol] == wanted
+            assert wanted
 
 
 def test_pieces_of_any_size_give_the_same_file(

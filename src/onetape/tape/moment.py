@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from onetape.record import Bar, interval_ns
+from onetape.record import TS_MAX_NS, Bar, interval_ns
 from onetape.store import days, given, made, query
 from onetape.store.catalog import Catalog
 from onetape.store.interval import parse
@@ -31,7 +31,6 @@ class Moment:
         self._connection, self._catalog = connection, catalog
         self._names = Names(catalog, connection)
         self.head = query.head(connection)
-        self._days: dict[tuple[str, str], Counter[int]] = {}
 
     def symbols(self) -> list[str]:
         """Return the names of all symbols, in order."""
@@ -47,8 +46,17 @@ class Moment:
         symbol_id = self._catalog.symbol_id(self._connection, symbol)
         if symbol_id is None:
             return []
-        found = (days.of_ticks if what == "ticks" else days.of_bars)(self._connection, symbol_id)
-        return list(days.pieces(found, start_ns, end_ns, PIECE_RECORDS if what == "ticks" else PIECE_RECORDS // 16))
+        if what == "ticks":
+            return list(days.pieces(days.of_ticks(self._connection, symbol_id), start_ns, end_ns, PIECE_RECORDS))
+        found = list(days.pieces(days.of_bars(self._connection, symbol_id), 0, TS_MAX_NS + 1, PIECE_RECORDS // 16))
+        # A bar of several days may start on one without a trade: the pieces leave no time out.
+        edges = [0, *(until for _, until, _ in found[:-1]), TS_MAX_NS + 1]
+        clipped = [min(max(edge, start_ns), end_ns) for edge in edges]
+        return [
+            (since, until, count)
+            for (since, until), (_, _, count) in zip(itertools.pairwise(clipped), found, strict=False)
+            if since < until
+        ]
 
     def ticks(self, symbol: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return what tape.read() would have returned at this moment."""
@@ -65,11 +73,9 @@ class Moment:
         if symbol_id is None:
             return []
         given_ones = given.given_bars(self._connection, symbol_id, symbol, length, start_ns, end_ns, None, self._names)
-        own: list[Bar] = []
-        if made.keeps(length):
-            rule = Rule(parse(interval))
-            found = made.bars(self._connection, [symbol_id], rule, start_ns, end_ns)
-            own = made.to_bars(found, {symbol_id: symbol}, rule)
+        rule = Rule(parse(interval))
+        found = made.bars(self._connection, [symbol_id], rule, start_ns, end_ns)
+        own = made.to_bars(found, {symbol_id: symbol}, rule)
         return sorted([*given_ones, *own], key=lambda bar: bar.ts_start_ns)
 
 
