@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from onetape import errors
-from onetape.cli import care, continuous, coverage, exporting, importing, migrate, names, query, sql
+from onetape.cli import bars, care, continuous, correct, coverage, exporting, importing, migrate, names, query, sql
 from onetape.cli.output import plain
 
 EXIT_CODES = """\b
@@ -35,6 +35,7 @@ _REFUSED = (
     errors.ConfigInvalid,
     errors.InvalidRecord,
     errors.ImportInvalid,
+    errors.RecordMissing,
     errors.TapeMissing,
     errors.TapeUnusable,
     errors.TapeTooNew,
@@ -81,11 +82,14 @@ def _root(
 
 app.command("latest")(query.latest)
 app.command("history")(query.history)
-app.command("bars")(query.bars)
+app.command("bars")(bars.bars)
 app.command("tail", epilog=query.TAIL_ENDS)(query.tail)
 app.command("sql", epilog=sql.TABLES)(sql.sql)
 app.command("symbols")(query.symbols)
 app.command("stats")(query.stats)
+app.command("cancel")(correct.cancel)
+app.command("revise")(correct.revise)
+app.command("compact")(correct.compact)
 app.command("coverage")(coverage.coverage)
 app.command("gaps")(coverage.gaps)
 app.command("heal")(coverage.heal)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from onetape.clock import to_text
-from onetape.record import BUY, SELL, Bar, Tick
+from onetape.record import Bar, Cancel, Record, Tick
 from onetape.store.rolls import Roll
 
 TICK_COLUMNS = tuple(name for name in Tick.__struct_fields__ if name not in ("symbol", "seq"))
@@ -19,11 +19,13 @@ BAR_COLUMNS = ("open", "high", "low", "close", "volume", "vwap", "trades", "bid_
 _SIDES = {BUY: "buy", SELL: "sell"}
 
 
-def as_dict(record: Tick | Bar | Roll) -> dict[str, Any]:
+def as_dict(record: Record | Roll) -> dict[str, Any]:
     """Return a record as JSON shows it: kind, time as ISO text, then what is there; what is absent is left out."""
     fields = {name: value for name, value in msgspec.structs.asdict(record).items() if value is not None}
     if isinstance(record, Bar):
         return {"kind": "bar", "time": to_text(record.ts_start_ns), **fields}
+    if isinstance(record, Cancel):
+        return {"kind": "cancel", "time": to_text(record.ts_event_ns), **fields}
     if isinstance(record, Roll):
         return {"kind": "roll", "time": to_text(record.ts_ns), **fields}
     shown = {"kind": "tick", "time": to_text(record.ts_event_ns), **fields}

@@ -1,8 +1,7 @@
-"""Commands that look at a tape: latest, history, bars, tail, symbols, stats."""
+"""Commands that look at a tape: latest, history, tail, symbols, stats."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,7 +15,7 @@ from onetape.cli.times import HELP, parse_span, parse_time, position
 from onetape.errors import ConfigInvalid
 
 if TYPE_CHECKING:
-    from onetape.record import Bar, Tick
+    from onetape.record import Bar, Record, Tick
     from onetape.tape import Tape
 
 _TEXT = ("symbol", "time", "received", "side", "source", "interval")
@@ -40,13 +39,13 @@ def latest(symbols: Symbols = None, json: Json = False, tape: TapePath = None) -
     """Show the newest tick of each symbol."""
     with open_tape(tape) as opened:
         if symbols:
-            _check_known(opened, symbols)
+            check_known(opened, symbols)
             asked = {name: opened.latest(name) for name in dict.fromkeys(symbols)}
         else:
             asked = dict(sorted(opened.latest().items()))
     found = {name: tick for name, tick in asked.items() if tick is not None}
     if json:
-        _print_json([output.as_dict(tick) for tick in found.values()])
+        print_json([output.as_dict(tick) for tick in found.values()])
     elif found:
         rows = [[tick.symbol, *_cells(tick, _LATEST)] for tick in found.values()]
         output.print_table(["symbol", *map(output.heading, _LATEST)], rows, _TEXT)
@@ -84,7 +83,7 @@ def history(
     if max_age is not None and not quotes:
         raise ConfigInvalid("--max-age is the age of a quote", hint="give --quotes too")
     with open_tape(tape) as opened:
-        _check_known(opened, symbols)
+        check_known(opened, symbols)
         _check_columns(names)
         asked = symbols[0] if len(symbols) == 1 else symbols
         if quotes:
@@ -103,7 +102,7 @@ def history(
         total = found.num_rows
         rows = found.slice(max(0, total - limit) if limit else 0).to_pylist()
     if json:
-        _print_json([_joined_row(row) if quotes else _json_row(row, names) for row in rows])
+        print_json([_joined_row(row) if quotes else _json_row(row, names) for row in rows])
     elif rows:
         # A continuous future's contract, or what an alias stands for; or there are several.
         symbol = [] if all(row["symbol"] == asked for row in rows) else ["symbol"]
@@ -117,43 +116,6 @@ def history(
         output.note(f"no {what} in that time" if start or end else f"no {what}, only bars")
     if total > len(rows):
         output.note(f"the newest {len(rows):,} of {total:,} ticks; --limit 0 shows all")
-
-
-def bars(
-    symbol: Symbol,
-    interval: Annotated[str, typer.Option(help="Length: 1min, 5min, 1h, 1d …")] = "1min",
-    start: Start = None,
-    end: End = None,
-    limit: Annotated[
-        int | None, typer.Option(min=0, help="At most this many, the newest; 0: all. [default: 20; what fits a chart]")
-    ] = None,
-    chart: Annotated[bool, typer.Option("--chart", help="Draw candles instead of listing numbers.")] = False,
-    width: Annotated[int | None, typer.Option(min=30, max=1000, help="Columns of a chart.")] = None,
-    height: Annotated[int, typer.Option(min=4, max=200, help="Rows of a chart.")] = 20,
-    json: Json = False,
-    tape: TapePath = None,
-) -> None:
-    """Show a symbol's bars, oldest first; with --chart as candles."""
-    start_ns, end_ns = parse_span(start, end)
-    if chart and json:
-        raise ConfigInvalid("a chart is not JSON", hint="give --chart or --json")
-    with open_tape(tape) as opened:
-        _check_known(opened, [symbol])
-        found = opened.bar_list(symbol, interval, start_ns, end_ns)
-    shown = found if limit == 0 or (chart and limit is None) else found[-(limit or 20) :]
-    if json:
-        _print_json([output.as_dict(bar) for bar in shown])
-    elif not shown:
-        output.note(f"no bars of {symbol} of {interval}" + (" in that time" if start or end else ""))
-    elif chart:
-        _draw(symbol, interval, shown, width, height)
-    else:
-        contract = ["symbol"] if shown[0].symbol != symbol else []  # as in history
-        names = ("ts_start_ns", *contract, *output.BAR_COLUMNS)
-        rows = [[*_cells(bar, names), "" if bar.complete else "forming"] for bar in shown]
-        output.print_table([*map(output.heading, names), "state"], rows, (*_TEXT, "state"))
-    if len(shown) < len(found) and not chart:
-        output.note(f"the newest {len(shown):,} of {len(found):,} bars; --limit 0 shows all")
 
 
 def tail(
@@ -199,7 +161,7 @@ def symbols(json: Json = False, tape: TapePath = None) -> None:
         found = opened.symbols()
     times = [[None if ns is None else to_text(ns) for ns in (info.ts_first_ns, info.ts_last_ns)] for info in found]
     if json:
-        _print_json(
+        print_json(
             [
                 {
                     "symbol": info.symbol,
@@ -230,7 +192,7 @@ def stats(json: Json = False, tape: TapePath = None) -> None:
     if json:
         of_process = ("recent_symbols", "recent_records", "subscriptions")  # of this short-lived one: nothing
         names = [name for name in found.__struct_fields__ if name not in of_process]
-        _print_json([{name: getattr(found, name) for name in names}])
+        print_json([{name: getattr(found, name) for name in names}])
         return
     each = f", {found.file_bytes / found.ticks:.1f} bytes a tick" if found.ticks else ""
     facts = {
@@ -251,7 +213,7 @@ def stats(json: Json = False, tape: TapePath = None) -> None:
     output.print_facts(facts)
 
 
-def _check_known(tape: Tape, names: Sequence[str]) -> None:
+def check_known(tape: Tape, names: Sequence[str]) -> None:
     """Refuse a symbol the tape has never seen: a typing error must not look like an empty history."""
     known = [info.symbol for info in tape.symbols()]
     for name in names:
@@ -296,11 +258,11 @@ def _joined_row(row: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "trade", "time": to_text(row["ts_event_ns"]), **told}
 
 
-def _tail_json(record: Tick | Bar) -> str:
+def _tail_json(record: Record) -> str:
     return output.json_line(output.as_dict(record))
 
 
-def _tail_line(record: Tick | Bar) -> str:
+def _tail_line(record: Record) -> str:
     fields = output.as_dict(record)
     for hidden in _NOT_IN_A_LINE:
         fields.pop(hidden, None)
@@ -309,23 +271,6 @@ def _tail_line(record: Tick | Bar) -> str:
     return output.plain(f"{seq}  {time}  {symbol}  {told}")
 
 
-def _print_json(rows: Sequence[dict[str, Any]]) -> None:
+def print_json(rows: Sequence[dict[str, Any]]) -> None:
+    """Print one JSON object a line."""
     sys.stdout.writelines(output.json_line(row) + "\n" for row in rows)
-
-
-def _draw(symbol: str, interval: str, found: Sequence[Bar], width: int | None, height: int) -> None:
-    from rich.console import Console
-
-    from onetape.cli.chart import candle_chart
-
-    columns = width or shutil.get_terminal_size((100, 24)).columns
-    console = Console(width=columns, highlight=False, soft_wrap=True)
-    drawn = candle_chart(
-        found,
-        columns,
-        height,
-        title=f"{symbol}  {interval}",
-        ascii_only="utf" not in (sys.stdout.encoding or "").lower(),
-        colour=console.color_system is not None,
-    )
-    console.print(drawn)

@@ -57,7 +57,10 @@ def take_back(
         }
         blob = block.encode(KIND_CANCEL, row, now_ns() // 1_000_000)
         connection.execute("INSERT INTO journal VALUES (?, 1, ?, ?)", (first, KIND_CANCEL, blob))
-        last = first if instead is None else journal.store(connection, catalog, [instead], first)
+        last = first
+        if instead is not None:
+            batches, _ = journal.named(connection, catalog, [instead])
+            last = journal.store(connection, catalog, batches, first)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

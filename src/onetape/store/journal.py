@@ -98,10 +98,7 @@ def append(
             batches = _drop_known(connection, batches, identity.ids)
         if identity.cursor is not None:
             _move(connection, identity.cursor)
-        batches = catalog.settle(connection, batches)
-        for batch in batches:
-            used = block.distinct(batch.columns["symbol"]).tolist()
-            new_names |= catalog.add(connection, [batch.symbols[i] for i in used], _sources(batch).values())
+        batches, new_names = named(connection, catalog, batches)
         last = store(connection, catalog, batches, head)
         if identity.batch is not None:
             connection.execute(
@@ -146,6 +143,15 @@ def append_runs(connection: apsw.Connection, runs: Sequence[Run]) -> SeqRange:
 
 def _head(connection: apsw.Connection) -> int:
     return int(connection.execute("SELECT max(seq_last) FROM journal").get)
+
+
+def named(connection: apsw.Connection, catalog: Catalog, batches: list[Batch]) -> tuple[list[Batch], bool]:
+    """Resolve aliases and write new names inside the caller's transaction; say whether there were new ones."""
+    batches, new = catalog.settle(connection, batches), False
+    for batch in batches:
+        used = block.distinct(batch.columns["symbol"]).tolist()
+        new |= catalog.add(connection, [batch.symbols[i] for i in used], _sources(batch).values())
+    return batches, new
 
 
 def store(connection: apsw.Connection, catalog: Catalog, batches: list[Batch], head: int) -> int:

@@ -130,10 +130,10 @@ class Sealing(Upkeep):
     def compact(self) -> Compacted:
         """Pack everything on the tape as small as it gets, and give the space back; return what was done.
 
-        Chunks of one symbol are merged, also where late records made them overlap, and hours of bars that are over are
+        Chunks of one symbol are merged, also where late records made them overlap, and days of bars that are over are
         packed. Nothing else changes: positions, order and every bit of every record stay, and so does what is read as
-        of an earlier position. It may be stopped or killed at any time, and run again. Others read and append meanwhile:
-        only putting a merge in its place takes the write lock, for some milliseconds.
+        of an earlier position. It may be stopped or killed at any time, and run again. Others read and append
+        meanwhile: only putting a merge in its place takes the write lock, for some milliseconds.
 
         Raises TapeReadOnly, TapeBusy, TapeFull, ChunkCorrupt.
         """
