@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from onetape.clock import to_text
-from onetape.record import Bar, Cancel, Record, Tick
+from onetape.record import BUY, SELL, Bar, Cancel, Record, Tick
 from onetape.store.rolls import Roll
 
 TICK_COLUMNS = tuple(name for name in Tick.__struct_fields__ if name not in ("symbol", "seq"))
