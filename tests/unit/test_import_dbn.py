@@ -178,6 +178,23 @@ def test_symbols_come_from_mappings_and_definitions_on_the_way(tmp_path: Path, t
     assert result.skipped == {"symbol mappings": 1}
 
 
+def test_types_that_take_turns_keep_the_order_of_the_file(tmp_path: Path, tape: onetape.Tape) -> None:
+    def quote(at: int, size: int) -> Any:
+        level = dbn.BidAskPair(10**9, 2 * 10**9, size, size)
+        return dbn.MBP1Msg(1, 5, T0 + at, 0, 0, dbn.Action.ADD, dbn.Side.BID, 0, T0 + at, levels=level)
+
+    told = dbn.SymbolMappingMsg(1, 5, T0, dbn.SType.RAW_SYMBOL, "X", dbn.SType.INSTRUMENT_ID, "ESH4", T0, T0 + 1)
+    bar = dbn.OHLCVMsg(32, 1, 5, T0, 10**9, 2 * 10**9, 10**9, 2 * 10**9, 7)
+    records = [made for i in range(3000) for made in (_trade(i // 50, size=i), quote(i // 50, i), bar)]
+    records[4500:4500] = [told]
+    result = import_file(tape, _file(tmp_path / "a.dbn", records, _metadata(None)))[0]
+    assert (result.kind, result.stored) == ("records", 9000)
+    rows = _ticks(tape, "5") + _ticks(tape, "ESH4")
+    assert [row.get("size", row.get("bid_size")) for row in rows] == [float(i // 2) for i in range(6000)]
+    assert [("price" in row) for row in rows] == [True, False] * 3000
+    assert len(_ticks(tape, "ESH4")) == 3000
+
+
 def test_a_fragment_of_trades_has_instrument_ids_for_symbols(tmp_path: Path, tape: onetape.Tape) -> None:
     path = _file(tmp_path / "a.dbn.frag", [_trade(0), _trade(1, side="A")], b"")
     assert import_file(tape, path)[0].symbols == ("5",)

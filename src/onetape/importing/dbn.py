@@ -33,6 +33,8 @@ _HEAD_BYTES = 4096
 #: Length in 4 bytes of a record by type (19: definition, 24: statistics) → the version that wrote it so.
 _VERSIONS = {(19, 90): 1, (19, 100): 2, (24, 16): 2}
 _RECORD_BYTES_MIN = 16
+#: Shorter runs are gathered by type: taking a run costs as much as 50 records of it.
+_RUN_MIN = 32
 
 
 def _detects(path: Path) -> bool:
@@ -71,6 +73,7 @@ class _File(Part):
         self._cut: str | None = None
         self._records = 0
         self._head = b""
+        self._gathered: frozenset[int] = frozenset()
 
     @property
     def how(self) -> dict[str, Any]:  # type: ignore[override]
@@ -98,6 +101,7 @@ class _File(Part):
 
         digest = hashlib.sha256()
         self._cut, self._records = None, 0
+        self._gathered = frozenset(dbn_records.LAYOUTS)
         with self._reading() as read:
             metadata, version, held = self._metadata(read, digest)
             symbols = dbn_records.Symbols(metadata, self._options.symbol)
@@ -105,23 +109,26 @@ class _File(Part):
             schema = str(metadata.schema) if metadata is not None and metadata.schema is not None else None
             rows = dbn_records.Rows(symbols, source, schema)
             ts_out = bool(metadata.ts_out) if metadata is not None else False
-            for run, count in self._runs(read, held, digest, tell):
-                skipped = min(max(self._skip - self._records, 0), count)
-                first = self._records + 1
+            for run, numbers in self._runs(read, held, digest, tell):
+                if run is None:
+                    yield from rows.full()
+                    continue
+                skipped = int(np.searchsorted(numbers, self._skip, side="right"))
                 size, rtype = run[0] * 4, run[1]
                 layout = dbn_records.LAYOUTS.get(rtype)
                 if layout is None:
-                    rows.others(self._others(run, count, ts_out, version)[:skipped], counted=False)
-                    rows.others(self._others(run, count, ts_out, version)[skipped:])
+                    records = self._others(run, len(numbers), ts_out, version)
+                    rows.others(records[:skipped], counted=False)
+                    rows.others(records[skipped:])
                 elif size < layout.bytes_min():
                     raise self._invalid(
-                        f"record {first}: {size} bytes, too short for its type", "the file is damaged: get it again"
+                        f"record {numbers[0]}: {size} bytes, too short for its type",
+                        "the file is damaged: get it again",
                     )
-                elif skipped < count:
-                    yield from rows.take(rtype, run[skipped * size :], size, first + skipped)
+                elif skipped < len(numbers):
+                    rows.take(rtype, run[skipped * size :], size, numbers[skipped:])
                 if skipped:
                     rows.skip("records that are on the tape from a cut copy of this file", skipped)
-                self._records += count
                 if len(symbols.seen) > 1:
                     raise self._invalid("two instruments", "leave --symbol out: the file names them itself")
             yield from rows.rest()
@@ -172,11 +179,16 @@ class _File(Part):
             raise self._damaged(run, ts_out, version, "a record cannot be decoded")
         return records
 
-    def _runs(self, read: Any, held: bytes, digest: Any, tell: Tell) -> Iterator[tuple[bytes, int]]:
-        """Yield runs of whole records of one type and length, and how many they are; note a cut."""
+    def _runs(self, read: Any, held: bytes, digest: Any, tell: Tell) -> Iterator[tuple[bytes | None, Any]]:
+        """Yield records of one type and length, and their numbers in the file; None where all before were yielded.
+
+        Where types take turns, records that are ticks or bars are gathered by type; the others stay in their place,
+        because they name symbols. Notes a cut.
+        """
         why = ""
         while True:
             at = 0
+            mixed: dict[bytes, list[tuple[int, bytes]]] = {}
             while at < len(held):
                 size = held[at] * 4
                 if size < _RECORD_BYTES_MIN:
@@ -186,8 +198,22 @@ class _File(Part):
                 count = _alike(held, at, size)
                 if not count:
                     break
-                yield held[at : at + count * size], count
+                if count < _RUN_MIN and held[at + 1] in self._gathered:
+                    gathered = mixed.setdefault(held[at : at + 2], [])
+                    gathered += [
+                        (self._records + 1 + i, held[at + i * size : at + (i + 1) * size]) for i in range(count)
+                    ]
+                    self._records += count
+                    at += count * size
+                    continue
+                yield from _gathered(mixed)
+                numbers = np.arange(self._records + 1, self._records + 1 + count)
+                run = held[at : at + count * size]
+                yield run, numbers
+                self._records += count
                 at += count * size
+            yield from _gathered(mixed)
+            yield None, ()
             held = held[at:]
             if why:
                 break
@@ -250,6 +276,12 @@ class _File(Part):
                 return data, why
 
             yield read
+
+
+def _gathered(mixed: dict[bytes, list[tuple[int, bytes]]]) -> Iterator[tuple[bytes, Any]]:
+    for found in mixed.values():
+        yield b"".join(record for _, record in found), np.array([number for number, _ in found])
+    mixed.clear()
 
 
 def _alike(held: bytes, at: int, size: int) -> int:

@@ -159,28 +159,34 @@ class Rows:
             if counted:
                 self.skip(_SKIPPED.get(type(record), f"records of the type {type(record).__name__}"))
 
-    def take(self, rtype: int, run: bytes, size: int, first: int) -> list[Batch]:
-        """Take a run of records of one type and length, the `first`th of the file and on; return full batches."""
+    def take(self, rtype: int, run: bytes, size: int, numbers: Array) -> None:
+        """Take records of one type and length, and where each stands in the file; full() gives what they fill."""
         layout = LAYOUTS[rtype]
         rows = np.frombuffer(run, dtype=layout.sized(size))
         if layout.record is dbn.OHLCVMsg:
-            return self._take_bars(rtype, rows, first)
-        piece = self._piece(layout, rows, first)
+            self._take_bars(rtype, rows, numbers)
+            return
+        piece = self._piece(layout, rows, numbers)
         self._pieces.append(piece)
         self._held += len(piece["number"])
+
+    def full(self) -> list[Batch]:
+        """Return the batches that are full, once all records up to some place in the file were taken."""
         batches = []
         while self._held >= BATCH_ROWS:
             batches.append(self._tick_batch(BATCH_ROWS))
+        while len(self._bars) >= BATCH_ROWS:
+            batches.append(self._bar_batch(BATCH_ROWS))
         return batches
 
     def rest(self) -> list[Batch]:
         """Return the batches that are not full."""
         batches = [self._tick_batch(self._held)] if self._held else []
         if self._bars or self._skipped:
-            batches.append(self._bar_batch())
+            batches.append(self._bar_batch(len(self._bars)))
         return batches
 
-    def _piece(self, layout: Layout, rows: Array, first: int) -> dict[str, Array]:
+    def _piece(self, layout: Layout, rows: Array, numbers: Array) -> dict[str, Array]:
         count = len(rows)
         undefined = np.full(count, dbn.UNDEF_PRICE, dtype=np.int64)
         trade = np.full(count, layout.trades == "all")
@@ -188,7 +194,6 @@ class Rows:
             trade = rows["action"] == b"T"
         bid, ask = (rows["bid_px_00"], rows["ask_px_00"]) if layout.quotes else (undefined, undefined)
         kept = trade | (bid != dbn.UNDEF_PRICE) | (ask != dbn.UNDEF_PRICE)
-        numbers = np.arange(first, first + count)
         if not kept.all():
             self.skip(_NEITHER if layout.quotes else _ORDERS, count - int(kept.sum()))
             rows, trade, bid, ask, numbers = rows[kept], trade[kept], bid[kept], ask[kept], numbers[kept]
@@ -213,15 +218,14 @@ class Rows:
             "source": rows["publisher_id"].astype(np.int64),
         }
 
-    def _take_bars(self, rtype: int, rows: Array, first: int) -> list[Batch]:
+    def _take_bars(self, rtype: int, rows: Array, numbers: Array) -> None:
         interval = _INTERVALS.get(rtype) or _SCHEMAS.get(self._schema or "")
         if interval is None or rtype == _END_OF_DAY:
             self.skip("bars of a session (they have no fixed length)", len(rows))
-            return []
+            return
         symbols = self._symbols.names(rows["instrument_id"], _times(rows["ts_event"], -1)).tolist()
         prices = [(rows[name] / 1e9).tolist() for name in ("open", "high", "low", "close")]
         starts = _times(rows["ts_event"], -1).tolist()
-        batches = []
         for at, (volume, publisher) in enumerate(
             zip(rows["volume"].tolist(), rows["publisher_id"].tolist(), strict=True)
         ):
@@ -230,13 +234,13 @@ class Rows:
             self._bars.append(
                 Bar(symbols[at], interval, starts[at], open_, high, low, close, float(volume), source=source)
             )
-            self._bar_places.append(first + at)
-            if len(self._bars) == BATCH_ROWS:
-                batches.append(self._bar_batch())
-        return batches
+            self._bar_places.append(int(numbers[at]))
 
     def _tick_batch(self, count: int) -> Batch:
         whole = {name: np.concatenate([piece[name] for piece in self._pieces]) for name in self._pieces[0]}
+        if (np.diff(whole["number"]) < 0).any():  # of several types: back into the order of the file
+            order = np.argsort(whole["number"])
+            whole = {name: column[order] for name, column in whole.items()}
         self._pieces = [{name: column[count:] for name, column in whole.items()}] if count < self._held else []
         self._held -= count
         data: dict[str, Any] = {name: column[:count] for name, column in whole.items()}
@@ -247,10 +251,15 @@ class Rows:
         skipped, self._skipped = self._skipped, {}
         return Batch(data=data, rows=count, place=_Places(numbers), skipped=skipped)
 
-    def _bar_batch(self) -> Batch:
-        batch = Batch(data=self._bars, rows=len(self._bars), place=_Places(self._bar_places), skipped=self._skipped)
-        self._bars, self._bar_places, self._skipped = [], [], {}
-        return batch
+    def _bar_batch(self, count: int) -> Batch:
+        if self._bar_places != sorted(self._bar_places):
+            order = sorted(range(len(self._bars)), key=self._bar_places.__getitem__)
+            self._bars = [self._bars[at] for at in order]
+            self._bar_places = [self._bar_places[at] for at in order]
+        bars, self._bars = self._bars[:count], self._bars[count:]
+        places, self._bar_places = self._bar_places[:count], self._bar_places[count:]
+        skipped, self._skipped = self._skipped, {}
+        return Batch(data=bars, rows=len(bars), place=_Places(places), skipped=skipped)
 
 
 class _Places:
