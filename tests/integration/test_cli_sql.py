@@ -108,18 +108,24 @@ def test_history_shows_trades_beside_their_quotes(tape: onetape.Tape, capsys: py
     assert "--quotes" in _shown(capsys, "history", "ES", "--max-age", "1", code=2)[1]
 
 
-def test_ctrl_c_ends_a_long_query_at_once(tape: onetape.Tape) -> None:
+def test_ctrl_c_ends_a_long_query_at_once(tape: onetape.Tape, tmp_path: Path) -> None:
     query = "SELECT count(*) FROM range(1000000) a(x), range(1000000) b(y), ticks WHERE (x * y) % 7 = 3"
+    spill = tmp_path / "spill"
+    spill.mkdir()
     running = subprocess.Popen(
         [sys.executable, "-m", "onetape", "sql", query, "--tape", str(tape.path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(spill)},
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        time.sleep(3)
+        deadline = time.monotonic() + 60
+        while not any(spill.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)
         running.send_signal(signal.SIGINT)
-        assert running.communicate(timeout=20)[1] == ""
+        assert running.communicate(timeout=30)[1] == ""
         assert running.returncode == 130
+        assert not any(spill.iterdir())
     finally:
         running.kill()

@@ -170,7 +170,7 @@ class History(Snapshots):
         wanted = [name for name in {*_JOINED, *_QUOTES} if name != "symbol"]
         with self._reading() as connection, query.snapshot(connection):
             names = Names(self._catalog, connection)
-            symbol_id, symbol = self._catalog.find(connection, symbol)
+            symbol_id, symbol = next(iter(chosen(connection, self._catalog, symbol).items()), (None, symbol))
             found = before = None
             if symbol_id is not None:
                 found = query.ticks(connection, symbol_id, start_ns, end_ns, wanted=wanted, as_of=position)
