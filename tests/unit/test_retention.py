@@ -107,3 +107,26 @@ def test_retention_that_goes_on_by_itself_removes_both(tmp_path, monkeypatch):
         assert tape.read("A").num_rows == 0
         assert tape.bar_list("A") == []
         assert tape.read("B").num_rows == 9000
+
+
+def test_a_tick_that_was_taken_back_never_comes_back_to_life(tape):
+    taken_back = [tick for tick in tape.recent("BIG", 30_000) if tick.seq % 500 == 1]
+    for tick in taken_back:
+        tape.cancel(tick)
+    tape.compact()
+    digest = tape.snapshot("all").digest
+    left = tape.read("BIG").num_rows
+    assert left == 30_000 - len(taken_back)
+    assert onetape.doctor(tape.path, full=True).healthy
+    tape.append([Tick("BIG", NOW + i, price=1.0) for i in range(5000)])
+    tape.compact()
+    now = _later(tape, 60)
+    tape.prune(now=now, retention_days=30)
+    assert tape.verify_snapshot("all").found.digest == digest
+    assert tape.read("BIG", end=NOW).num_rows == left
+    tape.delete_snapshot("all")
+    for _ in range(3):
+        tape.prune(now=now, retention_days=30)
+    assert tape.read("BIG").num_rows == 0
+    told = onetape.doctor(tape.path, full=True)
+    assert told.healthy, told.problems

@@ -143,7 +143,10 @@ def look_at_files(path: Path, found: Findings) -> wal.Log | None:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # a log goes when the last process closes the tape
 
 
 def _look_inside(connection: apsw.Connection, found: Findings, full: bool, on_progress: Progress | None) -> None:

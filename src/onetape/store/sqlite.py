@@ -174,8 +174,10 @@ def _wal(connection: apsw.Connection, timeout_ms: int) -> None:
 
 
 def _logged(path: Path) -> bool:
-    log = layout.wal_path(path)
-    return log.exists() and log.stat().st_size > 0
+    try:
+        return layout.wal_path(path).stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def misfit(path: Path) -> str | None:

@@ -6,9 +6,11 @@ is computed for all frames at once: s1 += x0 + s2; s2 += x1 + s1 for each pair o
 
 from __future__ import annotations
 
+import os
 import struct
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import apsw
 import numpy as np
@@ -16,8 +18,9 @@ import numpy as np
 from onetape.store import ask, layout, peek
 
 _HEADER = struct.Struct(">IIIIIIII")
-_FRAME_BYTES = 24
+_FRAME_BYTES, _FRAMES_AT_ONCE = 24, 4096
 _MAGIC = 0x377F0682
+_LOOKS, _LOOK_AGAIN_S = 3, 0.002
 _USER_VERSION_AT, _APPLICATION_ID_AT = 60, 68
 #: Logs are read whole up to this size; of longer ones the frames are counted, and their checksums are left alone.
 CHECKED_BYTES_MAX = 128 * 2**20
@@ -44,50 +47,57 @@ class Log(NamedTuple):
 
 def read(path: Path) -> Log | None:
     """Return what is in the log of the tape at `path`, or None if it has none, or one that no SQLite would read."""
-    wal = layout.wal_path(path)
     try:
-        size = wal.stat().st_size
-        with wal.open("rb") as file:
-            raw = file.read(_HEADER.size)
+        with layout.wal_path(path).open("rb") as file:
+            return _read(file, os.fstat(file.fileno()).st_size)
     except OSError:
         return None
+
+
+def _read(file: BinaryIO, size: int) -> Log | None:
+    raw = file.read(_HEADER.size)
     if len(raw) < _HEADER.size:
         return None
     magic, _, page, _, *salts, one, two = _HEADER.unpack(raw)
     if magic & ~1 != _MAGIC or not 512 <= page <= 65536 or page & (page - 1):
         return None
     order = ">" if magic & 1 else "<"
-    start = _sums(np.frombuffer(raw[:24], order + "u4")[None, :], (0, 0))
-    if start != [(one, two)]:
+    if _sums(np.frombuffer(raw[:24], order + "u4")[None, :], (0, 0)) != [(one, two)]:
         return None
     stride = _FRAME_BYTES + page
-    count = (size - _HEADER.size) // stride
-    frames = np.memmap(wal, "u1", "r", _HEADER.size, (count, stride)) if count else np.zeros((0, stride), "u1")
-    told = np.ascontiguousarray(frames[:, :_FRAME_BYTES]).view(">u4").reshape(-1, 6)
-    whole = (told[:, 2] == salts[0]) & (told[:, 3] == salts[1])
-    same = frames_whole = int(np.argmin(whole)) if not whole.all() else count
-    if size <= CHECKED_BYTES_MAX:
-        frames_whole = _intact(frames[:frames_whole], told, order, (one, two))
-    commits = np.flatnonzero(told[:frames_whole, 1])
+    heads, whole, state, checking = [np.zeros((0, 6), "<u4")], 0, (one, two), size <= CHECKED_BYTES_MAX
+    while frames := file.read(
+        stride * _FRAMES_AT_ONCE
+    ):  # (mapped memory would crash where the log is cut off meanwhile)
+        count = len(frames) // stride
+        part = np.frombuffer(frames, "u1", count * stride).reshape(count, stride)
+        told = np.ascontiguousarray(part[:, :_FRAME_BYTES]).view(">u4").reshape(-1, 6)
+        of_it = (told[:, 2] == salts[0]) & (told[:, 3] == salts[1])
+        same = count if of_it.all() else int(np.argmin(of_it))
+        heads.append(told[:same])
+        if checking and same:
+            good, state = _intact(part[:same], told, order, state)
+            whole, checking = whole + good, good == same
+        elif size > CHECKED_BYTES_MAX:
+            whole += same
+        if same < _FRAMES_AT_ONCE:
+            break
+    told = np.concatenate(heads)
+    commits = np.flatnonzero(told[:whole, 1])
     committed = int(commits[-1]) + 1 if len(commits) else 0
     pages = {int(number): _HEADER.size + at * stride for at, number in enumerate(told[:committed, 0].tolist())}
-    rest = told[frames_whole:same]
-    suspect = len(rest) if rest[:, 1].any() else 0
-    return Log(size, page, frames_whole, committed, suspect, pages)
+    rest = told[whole:]
+    return Log(size, page, whole, committed, len(rest) if rest[:, 1].any() else 0, pages)
 
 
-def _intact(frames: Any, told: Any, order: str, start: tuple[int, int]) -> int:
-    """Return how many frames from the first on have the checksum they carry."""
-    step, state = 4096, start
-    for first in range(0, len(frames), step):
-        part = np.asarray(frames[first : first + step])
-        words = np.concatenate((part[:, :8], part[:, _FRAME_BYTES:]), axis=1).view(order + "u4")
-        states = _sums(words, state)
-        for at, found in enumerate(states):
-            if found != (int(told[first + at, 4]), int(told[first + at, 5])):
-                return first + at
-        state = states[-1]
-    return len(frames)
+def _intact(frames: Any, told: Any, order: str, state: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """Return how many frames from the first on have the checksum they carry, and the checksum after them."""
+    words = np.concatenate((frames[:, :8], frames[:, _FRAME_BYTES:]), axis=1).view(order + "u4")
+    for at, found in enumerate(_sums(words, state)):
+        if found != (int(told[at, 4]), int(told[at, 5])):
+            return at, state
+        state = found
+    return len(frames), state
 
 
 def _sums(words: Any, state: tuple[int, int]) -> list[tuple[int, int]]:
@@ -126,7 +136,7 @@ def _times(grow: tuple[tuple[int, int], tuple[int, int]], vector: tuple[int, int
 
 def page(path: Path, number: int, log: Log | None) -> bytes:
     """Return a page of a tape as its last commit left it, without opening the file with SQLite."""
-    if log is not None and number in log.pages:
+    if log is not None and number in log.pages and layout.wal_path(path).exists():
         with layout.wal_path(path).open("rb") as file:
             file.seek(log.pages[number] + _FRAME_BYTES)
             return file.read(log.page_bytes)
@@ -155,8 +165,12 @@ def misfit(connection: apsw.Connection, path: Path) -> str | None:
     """
     seal, created_ns = ask.row(connection, "SELECT seal, created_ns FROM state")
     root = ask.value(connection, "SELECT rootpage FROM sqlite_schema WHERE name = 'state'")
-    in_file = _created_ns(path, int(root))
-    if in_file is not None and in_file != created_ns:
+    for _ in range(_LOOKS):
+        in_file = _created_ns(path, int(root))
+        if in_file is None or in_file == created_ns:
+            break
+        time.sleep(_LOOK_AGAIN_S)  # another process may have been writing that very page
+    else:
         return f"it is of a tape made at {created_ns}, the file of one made at {in_file}"
     head, count, first = ask.row(
         connection,
