@@ -45,6 +45,7 @@ from onetape.errors import (
     TargetExists,
 )
 from onetape.facts import Quarantined, SymbolInfo, TapeStats
+from onetape.live.bar_follower import BarFollower
 from onetape.live.follower import Follower
 from onetape.live.recent import SymbolMemory
 from onetape.live.subscription import Subscription, SubscriptionStats
@@ -57,6 +58,7 @@ from onetape.store.lifecycle import PrunePlan
 from onetape.store.partition import Gap, Span
 from onetape.store.repair import RepairPlan
 from onetape.store.rolls import Roll
+from onetape.store.sessions import Calendar, Session
 from onetape.store.snapshots import Digest, Snapshot
 from onetape.store.upgrade import UpgradePlan
 from onetape.tape import Tape, open
@@ -79,6 +81,8 @@ __all__ = [
     "BackupInfo",
     "AsyncWriter",
     "Bar",
+    "BarFollower",
+    "Calendar",
     "Cancel",
     "Checkup",
     "ChunkCorrupt",
@@ -119,6 +123,7 @@ __all__ = [
     "RestorePlan",
     "Roll",
     "SeqRange",
+    "Session",
     "Snapshot",
     "SnapshotExists",
     "SnapshotMissing",

@@ -87,6 +87,9 @@ class BarFollower(Follower):
         """Return the bars that changed, ascending in their start, waiting up to `timeout_s` (None: for ever)."""
         return super().take(timeout_s)  # type: ignore[return-value]
 
+    def __enter__(self) -> BarFollower:
+        return self
+
     def __iter__(self) -> Iterator[Bar]:
         return self
 

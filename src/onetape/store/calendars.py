@@ -1,7 +1,8 @@
-"""Calendars: the trading days of exchanges, from the package exchange-calendars, which is loaded when one is asked for."""
+"""Calendars: the trading days of exchanges, from the package exchange-calendars, loaded when one is asked for."""
 
 from __future__ import annotations
 
+import warnings
 from datetime import date
 from difflib import get_close_matches
 from functools import lru_cache
@@ -86,7 +87,7 @@ def known(name: str) -> Known:
 @lru_cache(64)
 def _bounds(name: str) -> tuple[int, int]:
     """Return the first and last day a calendar knows, counted from 1970-01-01."""
-    calendar = _package().get_calendar(name)
+    calendar = _get(name)
     lowest, highest = calendar.bound_min(), calendar.bound_max()
     first = 0 if lowest is None else max(0, (lowest.date() - date(1970, 1, 1)).days)
     last = _LAST_DAY if highest is None else (highest.date() - date(1970, 1, 1)).days
@@ -99,7 +100,15 @@ def _load(name: str, first_year: int, last_year: int) -> Any:
     lowest, highest = _bounds(name)
     first = max(date(first_year, 1, 1), day_of(lowest))
     last = min(date(last_year, 12, 31), day_of(highest))
-    return _package().get_calendar(name, start=str(first), end=str(last))
+    return _get(name, start=str(first), end=str(last))
+
+
+def _get(name: str, **span: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # what the package asks of pandas is not ours to change
+        calendar = _package().get_calendar(name, **span)
+        _ = calendar.schedule, calendar.early_closes, calendar.late_opens  # computed once, with the same words
+    return calendar
 
 
 def _package() -> Any:
