@@ -178,18 +178,27 @@ def column(series: Any) -> Any:
 
 def texts(raw: Any) -> tuple[list[Any], Array]:
     """Return the distinct values of a column in order of appearance, and for each row its index, -1 for null."""
-    encoded = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
+    encoded = _whole(raw)
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().combine_chunks()
-    indices = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype("<i8")
+    indices = encoded.indices
+    if indices.null_count:  # (asked first: what fills nulls loads pandas)
+        indices = indices.fill_null(-1)
+    indices = indices.to_numpy(zero_copy_only=False)
     return encoded.dictionary.to_pylist(), indices
+
+
+def _whole(raw: Any) -> Any:
+    if not isinstance(raw, pa.ChunkedArray):
+        return raw
+    return raw.chunk(0) if raw.num_chunks == 1 else raw.combine_chunks()
 
 
 def plain(raw: Any, name: str) -> tuple[Array | list[Any], Array | None]:
     """Return a column as NumPy values and where they are null, or as a list where it holds no numbers or times."""
-    array = raw.combine_chunks() if isinstance(raw, pa.ChunkedArray) else raw
+    array = _whole(raw)
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks)
     if array.null_count == len(array) and len(array):

@@ -206,7 +206,7 @@ def _texts(raw: Any, first: int, name: str, offset: int) -> tuple[list[str], Arr
         texts, indices = arrow.texts(raw)
         if first == 0 and len(indices) and int(indices.min()) < 0:
             texts, indices = [*texts, ""], np.where(indices < 0, len(texts), indices)
-        return texts, (indices + first).astype("<u4")
+        return texts, indices.astype("<u4") if first == 0 else (indices.astype("<i8") + first).astype("<u4")
     known: dict[Any, int] = {} if first == 0 else {None: 0}
     try:
         row_ids = [known[text] if text in known else known.setdefault(text, len(known)) for text in raw]
@@ -249,6 +249,8 @@ def _from_numpy(name: str, raw: Array, dtype: np.dtype[Any], offset: int) -> tup
         if missing.any():
             column[missing] = ABSENT if dtype.itemsize == 8 else 0
     else:
+        if np.can_cast(raw.dtype, dtype):
+            return raw.astype(dtype, copy=False), None
         if raw.dtype.kind == "u" and raw.dtype.itemsize == 8:
             _refuse_first(raw > 2**63 - 1, name, raw, offset, f"{name} fits 64 bits with a sign")
         column = raw.astype("<i8")
@@ -272,7 +274,7 @@ def _from_arrow(name: str, raw: Any, dtype: np.dtype[Any], offset: int) -> tuple
     if isinstance(values, list):
         return _from_list(name, values, dtype, offset)
     if dtype.kind == "f":
-        column = values.astype(dtype)
+        column = values.astype(dtype, copy=nulls is not None)
         if nulls is not None:
             column[nulls] = np.nan
         return column, nulls

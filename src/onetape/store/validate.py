@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onetape.errors import InvalidRecord
-from onetape.record import SYMBOL_BYTES_MAX, TS_MAX_NS
+from onetape.record import MINUTE_NS, SYMBOL_BYTES_MAX, TS_MAX_NS
 from onetape.store.block import ABSENT, Array
 from onetape.store.layout import KIND_TICK
 
@@ -92,7 +92,10 @@ def problems(
         received = columns["ts_recv_ns"]
         mark(((received < 0) & (received != ABSENT)) | (received > TS_MAX_NS), "ts_recv_ns", TIME_RANGE)
     for name, column in columns.items():
-        if column.dtype.kind != "f":
+        if column.dtype.kind != "f" or not count:
+            continue
+        least, most = column.min(), column.max()
+        if least > -np.inf and most < np.inf:  # a minimum over a NaN is NaN
             continue
         bad = ~np.isfinite(column)
         if bad.any():
@@ -103,6 +106,8 @@ def problems(
     for name, why in _NOT_NEGATIVE.items():
         if name in columns:
             column = columns[name]
+            if not count or (column.dtype.kind != "i" and column.min() >= 0):
+                continue
             bad = column < 0
             if column.dtype.kind == "i":
                 bad &= column != ABSENT
@@ -118,7 +123,10 @@ def problems(
 def _tick_problems(columns: Mapping[str, Array], count: int, mark: Any, found: dict[int, Problem]) -> None:
     told = np.zeros(count, dtype=bool)
     for name in ("price", "bid", "ask"):
-        if name in columns:
+        if name in columns and count:
+            if columns[name].min() > -np.inf:  # every one of them is there
+                told[:] = True
+                break
             told |= ~np.isnan(columns[name])
     for index in np.flatnonzero(~told).tolist():
         found.setdefault(index, Problem(index, "price", None, "a tick has a price, a bid or an ask"))
@@ -132,8 +140,9 @@ def _bar_problems(columns: Mapping[str, Array], mark: Any) -> None:
         mark(columns[name] > high, name, "no price of a bar is above its high")
     for name in ("open", "close"):
         mark(columns[name] < low, name, "no price of a bar is below its low")
+    # A session may open at any minute, so an hour's bar may start at 03:45 UTC; a minute's may not start at :30.
     mark(
-        columns["ts_event_ns"] % columns["interval_ns"] != 0,
+        columns["ts_event_ns"] % np.minimum(columns["interval_ns"], MINUTE_NS) != 0,
         "ts_event_ns",
-        "a bar starts on its interval (UTC)",
+        "a bar starts on a whole minute, or on its interval (UTC) where that is shorter",
     )
