@@ -9,7 +9,7 @@ import apsw
 import numpy as np
 
 from onetape.clock import now_ns
-from onetape.record import MINUTE_NS
+from onetape.record import MINUTE_NS, TS_MAX_NS
 from onetape.store import bars, block, cancels, chunks, minutes, moments, spans
 from onetape.store.block import DTYPES, Array, Columns, decode_many
 from onetape.store.layout import KIND_BAR, KIND_CANCEL, KIND_TICK, SEAL_RECORDS_MAX
@@ -124,7 +124,7 @@ def minute_history(
     """Return the trades of one minute that stand, sealed and in `tail`, or None where retention has removed some."""
     if start_ns < int(connection.execute("SELECT pruned_before_ns FROM symbol WHERE id = ?", (symbol_id,)).get):
         return None
-    end_ns = start_ns + MINUTE_NS
+    end_ns = min(start_ns + MINUTE_NS, TS_MAX_NS + 1)  # the last minute of time is cut short
     beside = None if tail is None else cancels.of_symbol(tail.get(KIND_TICK), symbol_id, start_ns, end_ns)
     whole = chunks.read(connection, KIND_TICK, symbol_id, start_ns, end_ns, beside=beside)
     if whole is None:
