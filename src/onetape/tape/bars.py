@@ -173,8 +173,9 @@ def _ordered(own: Columns, ids: list[int]) -> Columns:
     """Return bars in the order in which their symbols were asked for."""
     import numpy as np
 
-    rank = np.argsort(np.argsort(ids))[np.searchsorted(sorted(ids), own["symbol"])]
-    return {name: column[np.argsort(rank, kind="stable")] for name, column in own.items()}
+    begin, end = np.searchsorted(own["symbol"], ids), np.searchsorted(own["symbol"], ids, side="right")
+    order = np.concatenate([np.arange(start, stop) for start, stop in zip(begin, end, strict=True)])
+    return {name: column[order] for name, column in own.items()}
 
 
 def _plain_only(session: object, price: str, as_of: object, source: object) -> None:
