@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import apsw
 import pytest
 
 import onetape
 from onetape import Tick
+from onetape.store import moments
 
 T0 = 1_700_000_000_000_000_000
-MINUTE = 60_000_000_000
 LAST = 2**63 - 2
 
 
@@ -33,3 +34,32 @@ def test_a_late_trade_and_a_cancel_in_the_first_and_the_last_minute_of_time_are_
         assert [(bar.trades, bar.volume) for bar in tape.bar_list("A")] == [(1, 1.0)]
         tape.compact()
     assert tape.read("A", columns=["ts_event_ns"]).to_pydict() == {"ts_event_ns": [newest]}
+
+
+def test_compaction_keeps_when_spans_of_an_older_format_were_sealed(tape):
+    for start in range(0, 300, 100):
+        tape.append([Tick("A", T0 + start + i, price=1.0) for i in range(100)])
+        tape.seal()
+    connection = tape._writer_connection
+    connection.execute("UPDATE span SET moments = x'', at_ms = 1000000000000 + seal")  # as the upgrade leaves them
+    asked = [1000000000000 + after for after in (-1, 99, 100, 150, 200, 299, 300, 1000)]
+    before = [moments.position_at(connection, ms * 1_000_000) for ms in asked]
+    assert before == [0, 0, 100, 100, 200, 200, 300, 300]
+    tape.compact()
+    assert connection.execute("SELECT count(*) FROM span").get == 1
+    assert [moments.position_at(connection, ms * 1_000_000) for ms in asked] == before
+
+
+def test_a_file_that_cannot_shrink_is_compacted_and_pruned_all_the_same(tmp_path):
+    path = tmp_path / "t.db"
+    with onetape.open(path, retention_days=None) as tape:
+        tape.append([Tick("A", T0 + i, price=float(i % 7)) for i in range(4000)])
+    other = apsw.Connection(str(path))
+    other.pragma("journal_mode", "delete")
+    other.pragma("auto_vacuum", 0)  # as SQLite's own shell leaves a file it has dumped and read again
+    other.execute("VACUUM")
+    other.close()
+    with onetape.open(path, retention_days=None) as tape:
+        tape.seal()
+        assert tape.compact().records == 4000
+        assert tape.prune(now=T0 + 10**18, retention_days=1) == 4000

@@ -154,12 +154,13 @@ def _bar_ranges(connection: apsw.Connection, bars_before_ns: int, before_ns: int
 
 
 def give_back(connection: apsw.Connection) -> int:
-    """Give some free pages back to the file system; return how many are still free."""
+    """Give some free pages back to the file system; return how many are still free, and can be given back."""
+    before = int(ask.value(connection, "PRAGMA freelist_count"))
+    if not before:
+        return 0
+    ask.rows(connection, f"PRAGMA incremental_vacuum({_PAGES_A_STEP})")
     free = int(ask.value(connection, "PRAGMA freelist_count"))
-    if free:
-        ask.rows(connection, f"PRAGMA incremental_vacuum({_PAGES_A_STEP})")
-        free = int(ask.value(connection, "PRAGMA freelist_count"))
-    return free
+    return free if free < before else 0  # a file that another tool has written anew may not be able to shrink
 
 
 def cutoff_ns(now_ns: int, retention_days: float) -> int:

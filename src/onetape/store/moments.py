@@ -40,9 +40,15 @@ def decode(payload: bytes) -> tuple[Array, Array]:
     return both[:half], both[half:]
 
 
-def join(parts: Sequence[bytes]) -> tuple[int, bytes]:
-    """Return the moments of adjacent spans as those of one."""
-    decoded = [decode(part) for part in parts]
+def join(parts: Sequence[tuple[int, int, bytes]]) -> tuple[int, bytes]:
+    """Return the moments of adjacent spans (their last position, its time in ms, moments) as those of one.
+
+    A span of a file of format 1 has no moments: all that is known of it is when it was sealed.
+    """
+    decoded = [
+        decode(told) if told else (np.array([seal], dtype="<i8"), np.array([at_ms], dtype="<i8"))
+        for seal, at_ms, told in parts
+    ]
     return encode(np.concatenate([seqs for seqs, _ in decoded]), np.concatenate([times for _, times in decoded]))
 
 

@@ -110,7 +110,8 @@ def replace(connection: apsw.Connection, merge: Merge) -> bool:
     """Put a merge in place of what it was made of, inside the caller's transaction; False if that has changed."""
     first, last = merge.spans[0], merge.spans[-1]
     now: list[Any] = connection.execute(
-        "SELECT seal, first, level, moments FROM span WHERE seal BETWEEN ? AND ? ORDER BY seal", (first.seal, last.seal)
+        "SELECT seal, first, level, at_ms, moments FROM span WHERE seal BETWEEN ? AND ? ORDER BY seal",
+        (first.seal, last.seal),
     ).fetchall()
     ids: list[Any] = connection.execute(
         "SELECT id FROM chunk WHERE seal BETWEEN ? AND ?", (first.seal, last.seal)
@@ -119,7 +120,7 @@ def replace(connection: apsw.Connection, merge: Merge) -> bool:
         return False
     connection.executemany("DELETE FROM chunk WHERE id = ?", [(chunk_id,) for chunk_id in merge.old])
     connection.execute("DELETE FROM span WHERE seal BETWEEN ? AND ?", (first.seal, last.seal))
-    at_ms, told = moments.join([bytes(row[3]) for row in now])
+    at_ms, told = moments.join([(row[0], row[3], bytes(row[4])) for row in now])
     add(connection, last.seal, first.first, merge.level, at_ms, told)
     chunks.insert(connection, merge.rows)
     return True
