@@ -38,11 +38,12 @@ _WITH_ABSENT, _WIDE = 1, 2
 _NO_BASE = 255
 #: Fewer values than this are kept as they are: the codec's own header would be larger.
 _CODEC_FROM = 48
+#: Grids of prices and sizes: binary fractions (futures), decimals (everything else), smallest first.
+_SCALES = (1.0, 2.0, 4.0, 8.0, 10.0, 16.0, 32.0, 64.0, 100.0, 128.0, 256.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10)
 #: So far from zero, the difference of two columns still fits.
 _HALF_INT32 = 2.0**30
 _EXACT_MAX = 2.0**53
-#: Grids of prices and sizes: binary fractions (futures), decimals (everything else), smallest first.
-_SCALES = (1.0, 2.0, 4.0, 8.0, 10.0, 16.0, 32.0, 64.0, 100.0, 128.0, 256.0, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10)
+_BINARY = frozenset((1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0))
 _SAMPLES = 24
 #: Columns whose next value is near the last one; of the others the value itself is the shorter thing to say.
 _WALKS = {"ts_event_ns", "ts_recv_ns", "seq", "symbol", "target", "price", "bid", "ask", "open", "high", "low", "close"}
@@ -115,9 +116,10 @@ def pack(kind: int, columns: Mapping[str, Array], level: int = FAST) -> bytes:
 def _pack(name: str, column: Array, level: int, integers: dict[str, tuple[float, Array]]) -> _Packed | None:
     """Pack one column, or return None if nothing in it is there. What it is as integers is left in `integers`."""
     kind = column.dtype.kind
+    gone: Array | None
     marks, bitmap = 0, b""
     if kind == "f":
-        gone = np.isnan(column)
+        gone = np.isnan(column) if np.isnan(column.min()) else None  # a minimum over a NaN is NaN
     elif column.dtype.itemsize == 8 and name not in ("ts_event_ns", "seq"):
         gone = column == ABSENT
     else:
@@ -193,24 +195,40 @@ def _pack_floats(
     return alone if best is None or len(alone.payload) <= len(best.payload) else best
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what does not fit becomes something that does not come back
 def _as_integers(name: str, column: Array) -> tuple[float, Array] | None:
     """Return (scale, integers) with integers / scale == column in every bit, or None if no grid is found."""
     sample = column[:: max(1, len(column) // _SAMPLES)]
     hint = _hints.get(name)
     for scale in _SCALES if hint is None else (hint, *_SCALES):
         scaled = np.rint(sample * scale)
-        if not (scaled / scale == sample).all():
+        if not ((scaled / scale == sample) & (np.abs(scaled) < _EXACT_MAX)).all():
             continue
-        scaled = np.rint(column * scale)
-        least, most = scaled.min(), scaled.max()
-        if not (least > -_EXACT_MAX and most < _EXACT_MAX):
-            return None
-        narrow = least > -_HALF_INT32 and most < _HALF_INT32
-        whole = scaled.astype("<i4" if narrow else "<i8")
-        if ((whole / scale).view("<u8") == column.view("<u8")).all():  # -0.0 is told apart too
+        whole, wrong = _exactly(column, scale)
+        if whole is not None:
             _hints[name] = scale
             return scale, whole
+        if column[wrong] == 0.0:  # a negative zero: no integer is one
+            return None
+        sample = np.append(sample, column[wrong])  # so that the next scale is not tried in vain
     return None
+
+
+def _exactly(column: Array, scale: float) -> tuple[Array | None, int]:
+    """Return the integers that divided by `scale` give every bit of a column; else None and a place where they fail."""
+    scaled = column if scale == 1.0 else column * scale
+    if scale not in _BINARY:  # a decimal times its scale may miss the whole number by a bit
+        scaled = np.rint(scaled)
+    wrong = 0
+    for dtype, limit in (("<i4", _HALF_INT32), ("<i8", _EXACT_MAX)):
+        whole = scaled.astype(dtype)
+        differs = (whole / scale).view("<u8") != column.view("<u8")  # -0.0 is told apart too
+        if not differs.any():
+            if int(whole.max()) < limit and int(whole.min()) > -limit:
+                return whole, 0
+            differs = np.abs(scaled) >= limit
+        wrong = int(differs.argmax())
+    return None, wrong
 
 
 def directory(blob: bytes, where: str) -> Directory:
@@ -224,11 +242,14 @@ def directory(blob: bytes, where: str) -> Directory:
     names = _NAMES[kind]
     start = _HEADER.size + number * _ENTRY.size
     entries: dict[str, Entry] = {}
-    for at in range(_HEADER.size, start, _ENTRY.size):
-        bit, method, base, marks, length, scale = _ENTRY.unpack_from(blob, at)
-        name = names[bit]
-        entries[name] = Entry(name, method, None if base == _NO_BASE else names[base], marks, start, length, scale)
-        start += length
+    try:
+        for at in range(_HEADER.size, start, _ENTRY.size):
+            bit, method, base, marks, length, scale = _ENTRY.unpack_from(blob, at)
+            name = names[bit]
+            entries[name] = Entry(name, method, None if base == _NO_BASE else names[base], marks, start, length, scale)
+            start += length
+    except (IndexError, struct.error) as error:
+        raise ChunkCorrupt(f"{where} cannot be decoded: {error}", hint=REPAIR) from error
     return Directory(kind, count, entries)
 
 
