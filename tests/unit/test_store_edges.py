@@ -6,8 +6,8 @@ import apsw
 import pytest
 
 import onetape
-from onetape import Tick
-from onetape.store import moments
+from onetape import Bar, Tick
+from onetape.store import layout, moments
 
 T0 = 1_700_000_000_000_000_000
 LAST = 2**63 - 2
@@ -63,3 +63,27 @@ def test_a_file_that_cannot_shrink_is_compacted_and_pruned_all_the_same(tmp_path
         tape.seal()
         assert tape.compact().records == 4000
         assert tape.prune(now=T0 + 10**18, retention_days=1) == 4000
+
+
+def test_what_a_writer_of_long_groups_stores_is_sealed(tape):
+    with tape.writer(max_delay_ms=60_000, max_records=2 * layout.DIRECT_RECORDS) as writer:
+        for i in range(8 * layout.DIRECT_RECORDS):
+            writer.append(Tick("A", T0 + i, price=1.0))
+    stats = tape.stats()
+    assert stats.head == 8 * layout.DIRECT_RECORDS
+    assert stats.unsealed < layout.SEAL_RECORDS_TAIL
+
+
+def test_ticks_and_bars_in_turns_are_sealed_together_however_many(tape):
+    turns = layout.DIRECT_RECORDS // 2
+    records = [
+        record
+        for i in range(turns)
+        for record in (Tick("A", T0 + i, price=1.0), Bar("A", "1min", 60 * 10**9 * i, 1.0, 1.0, 1.0, 1.0))
+    ]
+    tape.append(records)
+    tape.seal()
+    stats = tape.stats()
+    assert (stats.ticks, stats.bars_given) == (turns, turns)
+    assert stats.chunks <= 4 + turns // 1440  # one for each kind and day
+    assert [record.seq for record in tape.follow(from_seq=0, idle_s=0)] == list(range(1, 2 * turns + 1))

@@ -156,7 +156,8 @@ def named(connection: apsw.Connection, catalog: Catalog, batches: list[Batch]) -
 
 def store(connection: apsw.Connection, catalog: Catalog, batches: list[Batch], head: int) -> int:
     """Write batches behind the position `head` inside the caller's transaction; return the last position."""
-    direct = sum(map(len, batches)) >= DIRECT_RECORDS
+    # Each run becomes a span of its own then, so that runs of ticks and bars in turns had better be sealed together.
+    direct = sum(map(len, batches)) >= DIRECT_RECORDS * max(1, len(batches))
     if direct:  # the fold goes by position: what is in the journal comes first
         while True:
             sealed, end = seal.seal(connection)

@@ -40,13 +40,20 @@ class Sealing(Upkeep):
         What others appended between counts a row a record; of an append of our own, however long, the rest of the
         records are taken off, by moving `_tail_from` along.
         """
-        if done.stored >= layout.DIRECT_RECORDS:
+        if done.stored >= layout.DIRECT_RECORDS and self._went_to_chunks(done):
             self._tail_from = self._sealed_to = done.last
         elif done.stored:
             self._tail_from += done.stored - 1
         tail = done.last - self._sealed_to
         if done.last - self._tail_from >= layout.SEAL_RECORDS or tail >= layout.SEAL_RECORDS_TAIL:
             self._seal()
+
+    def _went_to_chunks(self, done: SeqRange) -> bool:
+        """Return whether a long append is sealed already: what writers gather, and short runs of kinds, are not."""
+        try:
+            return seal.seal_position(self._writing()) >= done.last
+        except apsw.Error:  # it is stored, whatever this tells: sealing it is tried then
+            return False
 
     def _seal(self) -> None:
         """Seal the journal's tail. The caller holds the write lock; the records are durable whatever happens here."""
