@@ -144,10 +144,6 @@ def test_what_a_follower_gave_last_of_each_bar_is_what_history_gives(
             position, resumed = follower.position, True
             follower.close()
             follower = reader.follow_bars(None, interval, from_seq=position, **options)
-            if played.model.gone and interval.endswith(("tick", "volume", "value", "range")):
-                follower.close()  # it cannot know how many bars the other one gave that are no more
-                follower = reader.follow_bars(None, interval, from_seq=0, **options)
-                shown = {}
         while found := follower.take() if chance.random() < 0.7 else []:
             _show(shown, found, resumed)
     while found := follower.take():

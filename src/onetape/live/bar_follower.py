@@ -81,6 +81,7 @@ class BarFollower(Follower):
         #: Bars given as not complete, and when they are over.
         self._forming: dict[Key, int] = {}
         self._met: set[int] = set()
+        self._seen: set[tuple[int, int]] = set()
         self._began = self.position
 
     def take(self, timeout_s: float | None = 0.0) -> list[Bar]:  # type: ignore[override]
@@ -220,30 +221,27 @@ class BarFollower(Follower):
         for symbol_id, (times, _) in touched.items():
             every = np.sort(np.concatenate((times, forming[symbol_id])))
             windows = made.windows_of(self._rule, int(every[0]), int(every[-1]) + 1)
-            spans = windows.of(every)
-            first: dict[int, int] = {}
-            for span, ts in zip(spans.tolist(), every.tolist(), strict=True):
-                if span >= 0:
-                    first.setdefault(int(windows.days[span]), ts)
-            for key in self._forming:
-                if key[0] == symbol_id:
-                    first.setdefault(key[1], TS_MAX_NS)
-            for day, ts in sorted(first.items()):
-                out += self._session(symbol_id, day, ts)
+            spans = np.unique(windows.of(every))
+            days = set(windows.days[spans[spans >= 0]].tolist())
+            days |= {key[1] for key in self._forming if key[0] == symbol_id}
+            for day in sorted(days):
+                out += self._session(symbol_id, day)
         return out
 
-    def _session(self, symbol_id: int, day: int, ts: int) -> list[Bar]:
-        """Return what changed of a session's counted bars when its trades did from a time on."""
+    def _session(self, symbol_id: int, day: int) -> list[Bar]:
+        """Return what changed of a session's counted bars."""
         windows = self._rule.sessions.windows(day, day)
-        found = made.bars(self._connection, [symbol_id], self._rule, int(windows.opens[0]), int(windows.closes[-1]))
+        which = (self._connection, [symbol_id], self._rule, int(windows.opens[0]), int(windows.closes[-1]))
+        if (symbol_id, day) not in self._seen:
+            self._seen.add((symbol_id, day))
+            if self._began:  # whoever followed up to here has what was there then
+                for at, (bar, _, _) in enumerate(self._records(made.bars(*which, self._began))):
+                    self._give((symbol_id, day, at), bar, TS_MAX_NS)
         out: list[Bar] = []
-        # Bars that nothing touched are not given; the one before the first touched may have been closed by it.
-        begin = max(0, int(np.searchsorted(found["ts_end_ns"], ts)) - 1)
-        for at, (bar, _, _) in enumerate(self._records(found)):
-            key = (symbol_id, day, at)
-            if at >= begin or key in self._given:
-                out += self._give(key, bar, TS_MAX_NS)
-        count = len(found["open"])
+        count = 0
+        for bar, _, _ in self._records(made.bars(*which)):
+            out += self._give((symbol_id, day, count), bar, TS_MAX_NS)
+            count += 1
         while (symbol_id, day, count) in self._given:
             out += self._withdraw((symbol_id, day, count), False)
             count += 1
