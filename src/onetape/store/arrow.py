@@ -5,7 +5,7 @@ The one module of the store that loads PyArrow; the others import it when they a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,9 @@ def arrow_type(name: str) -> pa.DataType:
     return _ARROW["f"] if dtype.kind == "f" else _ARROW[dtype.str[1:]]
 
 
+_CODED = ("symbol", "source")
+
+
 def check_columns(wanted: Sequence[str] | None) -> list[str]:
     """Return the names of the columns asked for: all, in Tick's order, for None. Raises ConfigInvalid."""
     asked = list(wanted) if wanted is not None else list(TICK_NAMES)
@@ -49,17 +52,23 @@ def to_arrow(
     wanted: Sequence[str] | None,
     names: Names,
     sources: Sequence[str] | None = None,
+    complete: Collection[str] = (),
 ) -> pa.Table:
     """Return columns as an Arrow table of `wanted` columns (all, in Tick's order, by default).
 
     symbol: the one they are of, or the names that the column symbol counts, from zero. sources: the dictionary of the
-    column source, name by id from 1; those that are met, by default. NumPy's memory becomes Arrow's, uncopied; only
-    columns in which something is absent get a bitmap.
+    column source, name by id from 1; those that are met, by default. complete: columns known to have nothing absent.
+    NumPy's memory becomes Arrow's, uncopied; only columns in which something is absent get a bitmap.
     """
     asked = check_columns(wanted)
     count = 0 if columns is None else len(columns["ts_event_ns"])
     have = columns or {}
-    arrays = [_arrow_column(name, have, symbol, count, names, sources) for name in asked]
+    arrays = [
+        pa.array(have[name], arrow_type(name))
+        if name in complete and name not in _CODED
+        else _arrow_column(name, have, symbol, count, names, sources)
+        for name in asked
+    ]
     return pa.table(arrays, names=asked)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onetape.record import MINUTE_NS
+from onetape.store import sums
 from onetape.store.block import DTYPES, Array, Columns, canonical, in_symbol_order, take
 from onetape.store.layout import KIND_MINUTE
 
@@ -217,7 +218,6 @@ def _sum(found: Columns, have: Array, old: Array, groups: tuple[Array, Array, Ar
         return made
     ends = np.append(begin[1:], len(found["ts_event_ns"]))
     sizes = ends - begin
-    group = np.repeat(np.arange(count), sizes)
     price = found["price"] + 0.0  # no bar has a negative zero
     size = found.get("size")
     side = found.get("side")
@@ -247,15 +247,16 @@ def _sum(found: Columns, have: Array, old: Array, groups: tuple[Array, Array, Ar
         return made
     amount = size if sized is None else np.where(sized, size, 0.0)
     told = np.ones(count, dtype=bool) if sized is None else np.logical_or.reduceat(sized, begin)
-    made["volume"] = _total(group, count, amount, told, kept, have, "volume")
-    made["notional"] = _total(group, count, amount * price, told, kept, have, "notional")
+    exact = sums.is_exact(amount)
+    made["volume"] = _total(begin, amount, exact, told, kept, have, "volume")
+    made["notional"] = _total(begin, amount * price, None, told, kept, have, "notional")
     if side is None:
         for name in ("bid_volume", "ask_volume"):
             made[name] = np.nan if kept is None else np.where(have, kept[name], np.nan)
         return made
     sided = np.logical_or.reduceat(side != 0 if sized is None else (side != 0) & sized, begin)
     for name, sign in (("bid_volume", -1), ("ask_volume", 1)):
-        made[name] = _total(group, count, np.where(side == sign, amount, 0.0), sided, kept, have, name)
+        made[name] = _total(begin, np.where(side == sign, amount, 0.0), exact or None, sided, kept, have, name)
     return made
 
 
@@ -272,22 +273,27 @@ def _slices(found: Columns, have: Array, old: Array, groups: tuple[Array, Array,
         yield _sum(part, have[within], old[within], (symbols[within], starts[within], begin[within] - start))
 
 
-def _total(group: Array, count: int, values: Array, told: Array, old: Array | None, have: Array, name: str) -> Array:
+def _total(
+    begin: Array, values: Array, exact: bool | None, told: Array, old: Array | None, have: Array, name: str
+) -> Array:
     """Return the sums of `values` by group, on from those kept; NaN where nobody told.
 
-    A trade that told nothing has a zero, which changes no sum.
+    A trade that told nothing has a zero, which changes no sum. exact: whether the order of adding is known not to
+    matter (None: not known).
     """
     if old is None:
-        sums = np.bincount(group, values, count)
+        total = sums.by_group(values, begin, exact)
         if not told.all():
-            sums[~told] = np.nan
-        return sums
+            total[~told] = np.nan
+        return total
+    count = len(begin)
     before = np.where(have, old[name], np.nan)
     known = ~np.isnan(before)
     seed = np.where(known, before, 0.0)
-    sums = np.bincount(np.concatenate((np.arange(count), group)), np.concatenate((seed, values)), count)
-    sums[~(told | known)] = np.nan
-    return sums
+    group = np.repeat(np.arange(count), np.diff(np.append(begin, len(values))))
+    total = np.bincount(np.concatenate((np.arange(count), group)), np.concatenate((seed, values)), count)
+    total[~(told | known)] = np.nan
+    return total
 
 
 def _merge(old: Array, new: Array) -> Array:

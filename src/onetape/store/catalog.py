@@ -17,7 +17,7 @@ import apsw
 import numpy as np
 
 from onetape.errors import InvalidRecord
-from onetape.store import aliases
+from onetape.store import aliases, block
 
 if TYPE_CHECKING:
     from onetape.store.table import Batch
@@ -103,7 +103,7 @@ class Catalog:
 
     def _settle(self, connection: apsw.Connection, batch: Batch, offset: int) -> Batch:
         column = batch.columns["symbol"]
-        unknown = [i for i in np.unique(column).tolist() if batch.symbols[i] not in self.symbol_ids]
+        unknown = [i for i in block.distinct(column).tolist() if batch.symbols[i] not in self.symbol_ids]
         if not unknown:
             return batch
         symbols, settled = list(batch.symbols), column

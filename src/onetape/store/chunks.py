@@ -14,8 +14,8 @@ from onetape.store import block, packed, workers
 from onetape.store.block import DTYPES, Array, Columns, canonical, concatenate, in_symbol_order, take
 from onetape.store.layout import CHUNK_RECORDS_MAX, DAY_NS, ENCODING_PACKED, ENCODING_PLAIN, MIXED
 
-#: Records from which several threads pack or unpack chunks.
-_BESIDE_FROM = 65_536_000_000
+#: Records from which a second thread packs chunks while this one goes on, and from which it helps to unpack them.
+_BESIDE_FROM, _SHARED_FROM = 65_536, 131_072
 _END = 2**63 - 1
 _INSERT = (
     "INSERT INTO chunk(kind, symbol_id, symbol_min, symbol_max, seal, ts_min, ts_max, seq_min, seq_max, count,"
@@ -171,18 +171,20 @@ def read(
     beside: Columns | None = None,
     positions: bool = True,
     allocate: Allocate = np.empty,
+    complete: set[str] | None = None,
 ) -> Columns | None:
     """Return one symbol's sealed records with start_ns <= ts_event_ns < end_ns in canonical order, or None.
 
     wanted: only these columns and ts_event_ns and, unless positions is False, seq. beside: records of the symbol from
     the journal, of that span already, with all their columns, which are merged in. allocate: makes long columns.
+    complete: gets the names of columns that are known to have nothing absent.
     """
     found = overlapping(connection, kind, symbol_id, start_ns, end_ns, as_of)
     own = [chunk for chunk in found if chunk.symbol_id]
     needed = None if wanted is None else {"ts_event_ns", *wanted}
-    if needed is not None and (positions or beside is not None or as_of is not None or len(own) < len(found)):
-        needed.add("seq")
-    elif needed is not None and not _sorted(own):
+    if (needed is not None and (positions or beside is not None or as_of is not None or len(own) < len(found))) or (
+        needed is not None and not _sorted(own)
+    ):
         needed.add("seq")
     parts = [] if beside is None else [beside]
     for chunk in found:
@@ -191,7 +193,7 @@ def read(
             if mine is not None:
                 parts.append(mine)
     if own:
-        parts.append(_own(kind, own, needed, allocate))
+        parts.append(_own(kind, own, needed, allocate, complete if not parts else None))
     if not parts:
         return None
     joined = concatenate(kind, parts)
@@ -226,7 +228,13 @@ def _of_symbol(chunk: Chunk, symbol_id: int, wanted: Collection[str] | None) -> 
     return {name: column[start:end] for name, column in columns.items() if name != "symbol"}
 
 
-def _own(kind: int, own: Sequence[Chunk], wanted: Collection[str] | None, allocate: Allocate) -> Columns:
+def _own(
+    kind: int,
+    own: Sequence[Chunk],
+    wanted: Collection[str] | None,
+    allocate: Allocate,
+    complete: set[str] | None = None,
+) -> Columns:
     """Return the records of chunks of one symbol, end to end, each column decoded into its place."""
     if any(chunk.encoding != ENCODING_PACKED for chunk in own):
         return concatenate(kind, [chunk.decode(wanted) for chunk in own])
@@ -234,6 +242,8 @@ def _own(kind: int, own: Sequence[Chunk], wanted: Collection[str] | None, alloca
     names = {name for head in heads for name in head.entries if wanted is None or name in wanted}
     total = sum(head.records for head in heads)
     columns = {name: allocate(total, dtype) for name, dtype in DTYPES[kind].items() if name in names}
+    if complete is not None:
+        complete.update(name for name in names if all(head.complete(name) for head in heads))
     ends = np.cumsum([head.records for head in heads]).tolist()
 
     def decode(at: int) -> None:
@@ -241,8 +251,11 @@ def _own(kind: int, own: Sequence[Chunk], wanted: Collection[str] | None, alloca
         place = {name: column[end - head.records : end] for name, column in columns.items()}
         packed.unpack_into(chunk.payload, head, place, chunk.where)
 
-    for _ in (map if total < _BESIDE_FROM else workers.each)(decode, range(len(own))):
-        pass
+    if total < _SHARED_FROM:
+        for at in range(len(own)):
+            decode(at)
+    else:
+        workers.share(decode, len(own))
     return columns
 
 

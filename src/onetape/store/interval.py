@@ -1,7 +1,7 @@
 """Intervals: how an aggregation is written, and what it means.
 
     250ms 1s 90s 1min 7min 1h      time: a bar a step, counted from the open of the session
-    1d 5d 7d                       time: a bar a session, or all sessions of so many days, counted from Monday 1970-01-05
+    1d 5d 7d                       time: a bar a session, or all sessions of so many days, from Monday 1970-01-05
     100tick                        closes with its 100th trade
     5000volume                     closes with the trade with which the sizes of its trades add up to 5,000 or more
     1000000value                   closes with the trade with which price × size (without sign) adds up to 1,000,000

@@ -31,6 +31,8 @@ HOUR_NS = 60 * MINUTE_NS
 _ROWS, _PACKED = b"\x00", b"\x01"
 _HOUR_BITS = 24
 _ROW = np.dtype(list(DTYPES[KIND_MINUTE].items()))
+#: MINUTES as the symbol and what a row is: copied at once.
+_PARTS = np.dtype([("symbol", "<u4"), ("rest", f"V{_ROW.itemsize}")])
 _NAMES = tuple(_ROW.names or ())
 _WHOLE = frozenset(name for name, dtype in DTYPES[KIND_MINUTE].items() if dtype.kind == "i")
 
@@ -63,7 +65,8 @@ def read_all(connection: apsw.Connection, symbol_ids: Sequence[int], start_ns: i
         ).fetchall()
     minutes = _decode(rows)
     ts = minutes["ts_event_ns"]
-    return _told(minutes[(ts >= start_ns) & (ts < end_ns)])
+    within = (ts >= start_ns) & (ts < end_ns)
+    return _told(minutes if within.all() else minutes[within])
 
 
 def _id(symbol_id: int, ns: int) -> int:
@@ -95,8 +98,7 @@ def _decode(rows: Sequence[tuple[int, bytes]]) -> Array:
         counts.append(len(body) // _ROW.itemsize)
     found = np.frombuffer(b"".join(parts), _ROW)
     minutes = np.empty(len(found), MINUTES)
-    for name in _NAMES:
-        minutes[name] = found[name]
+    minutes.view(_PARTS)["rest"] = found.view(f"V{_ROW.itemsize}")
     minutes["symbol"] = np.repeat(np.array([row[0] >> _HOUR_BITS for row in rows], dtype="<u4"), counts)
     return minutes
 

@@ -82,6 +82,10 @@ class Directory(NamedTuple):
     records: int
     entries: dict[str, Entry]
 
+    def complete(self, name: str) -> bool:
+        """Return whether every record has a value in a column."""
+        return name in self.entries and not self.entries[name].marks & _WITH_ABSENT
+
 
 class _Packed(NamedTuple):
     method: int
@@ -305,7 +309,12 @@ def _values(
     elif method == _RAW:
         target[:] = np.frombuffer(blob[start:end], target.dtype)
     elif method == _SCALED:
-        np.divide(_whole(blob, found, entry, start, end, integers), entry.scale, out=target)
+        target[:] = _whole(blob, found, entry, start, end, integers)
+        if entry.scale in _BINARY:
+            if entry.scale != 1.0:
+                target *= 1.0 / entry.scale  # the same bits as dividing, in half the time
+        else:
+            target /= entry.scale
     elif method == _SMALL_INTEGERS:
         values = standalone.simple_decompress(blob[start:end])
         if target.dtype.kind == "i":

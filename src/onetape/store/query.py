@@ -54,17 +54,21 @@ def ticks(
     as_of: int | None = None,
     positions: bool = True,
     allocate: chunks.Allocate = np.empty,
+    complete: set[str] | None = None,
 ) -> Columns | None:
     """Return one symbol's records with start_ns <= ts_event_ns < end_ns in canonical order, or None.
 
     wanted: only these columns (those a record has, and ts_event_ns and seq; seq only where it is needed, if positions
-    is False); as_of: as the tape was when its last position was this; allocate: makes long columns.
+    is False); as_of: as the tape was when its last position was this; allocate: makes long columns; complete: gets
+    names of columns that are known to have nothing absent.
     """
     fresh = tail(connection)
     beside = cancels.of_symbol(fresh.get(kind), symbol_id, start_ns, end_ns)
     taken_back = _NONE if kind != KIND_TICK else cancels.targets(connection, symbol_id, start_ns, end_ns, fresh, as_of)
     positions |= len(taken_back) > 0
-    found = chunks.read(connection, kind, symbol_id, start_ns, end_ns, wanted, as_of, beside, positions, allocate)
+    found = chunks.read(
+        connection, kind, symbol_id, start_ns, end_ns, wanted, as_of, beside, positions, allocate, complete
+    )
     return found if found is None else cancels.without(found, taken_back)
 
 

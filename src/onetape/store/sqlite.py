@@ -30,7 +30,7 @@ Durability = Literal["process", "power"]
 _PAGE_BYTES = 1024
 #: WAL pages between two checkpoints: 16 MB. A checkpoint costs two fsyncs, so rarer is faster; more would make
 #: a reader that starts search a longer log.
-_CHECKPOINT_PAGES = 16 * 2**20 // _PAGE_BYTES
+CHECKPOINT_PAGES = 16 * 2**20 // _PAGE_BYTES
 _WAL_BYTES_KEPT = 64 * 2**20
 _PAGE_CACHE_KIB = 16 * 1024
 
@@ -277,7 +277,7 @@ def _configure(connection: apsw.Connection, mode: str, durability: Durability, t
         # NORMAL: the log is not fsynced at commit, so a killed process loses nothing and a power cut at most
         # the last commits. FULL: fsynced at every commit.
         connection.pragma("synchronous", "FULL" if durability == "power" else "NORMAL")
-        connection.pragma("wal_autocheckpoint", _CHECKPOINT_PAGES)
+        connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         connection.pragma("journal_size_limit", _WAL_BYTES_KEPT)
     else:
         connection.pragma("query_only", True)

@@ -1,4 +1,4 @@
-"""Workers: the threads that pack and unpack chunks, beside the one that asks. The codec lets Python go on meanwhile."""
+"""The worker: one thread that packs and unpacks chunks beside the one that asks, while the codec lets Python go on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,36 @@ from typing import TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-#: More would only wait for each other: about half of the work holds Python's lock.
-THREADS = min(2, os.cpu_count() or 1)
+#: More than one would wait for each other: about half of the work holds Python's lock.
+_THREADS = 1
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
-def each(act: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
-    """Return the results of `act` in the order of the items; it begins with all of them at once."""
+def _pool() -> ThreadPoolExecutor:
     pool = _pools.get(os.getpid())
     if pool is None:  # a process that was forked has no threads but its own
-        pool = ThreadPoolExecutor(THREADS, "onetape-chunks")
+        pool = ThreadPoolExecutor(_THREADS, "onetape-chunks")
         _pools.clear()
         _pools[os.getpid()] = pool
-    return pool.map(act, items)
+    return pool
+
+
+def each(act: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """Return the results of `act` in the order of the items; the worker begins with them at once."""
+    return _pool().map(act, items)
+
+
+def share(act: Callable[[int], None], count: int) -> None:
+    """Do `act` for 0 to count - 1, the last ones in the worker, the first by the caller. Raises what it raised."""
+    half = count // 2
+
+    def rest() -> None:
+        for at in range(half, count):
+            act(at)
+
+    pending = _pool().submit(rest)
+    try:
+        for at in range(half):
+            act(at)
+    finally:
+        pending.result()

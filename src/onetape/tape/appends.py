@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -165,8 +166,10 @@ class Appends(Sealing, Follows):
             identity = identity._replace(ids=[key for i, key in enumerate(identity.ids) if i not in bad_places])
         connection = self._writing()
         with self._write_lock:
+            long = sum(map(len, batches)) >= layout.DIRECT_RECORDS
             try:
-                done = journal.append(connection, self._catalog, batches, identity, refused)
+                with self._checkpoint_beside(connection) if long else contextlib.nullcontext():
+                    done = journal.append(connection, self._catalog, batches, identity, refused)
             except apsw.Error as error:
                 raise self._failed(error, "append to") from error
             self._appended = max(self._appended, done.last)

@@ -111,6 +111,7 @@ class Handle:
         self._schedules: dict[tuple[str, int], Any] = {}
         self._tail_from = self._sealed_to = 0
         self._compactor: threading.Thread | None = None
+        self._checkpointer: threading.Thread | None = None
         self._appended = 0
         connection = self._connect()
         try:
@@ -232,8 +233,9 @@ class Handle:
             self._keeper.join(5)
         if self._recent is not None:
             self._recent.close()
-        if (compactor := self._compactor) is not None and compactor is not threading.current_thread():
-            compactor.join(30)
+        for thread in (self._compactor, self._checkpointer):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(30)
         with self._write_lock, self._readers_lock:
             for connection in self._readers:
                 connection.close()

@@ -63,7 +63,7 @@ class History(Snapshots):
             names = Names(self._catalog, connection)
             if isinstance(symbols, str):
                 symbol_id, symbol = self._catalog.find(connection, symbols)
-                found = None
+                found, complete = None, set[str]()
                 if symbol_id is not None:
                     wanted = [name for name in asked if name != "symbol"]
                     found = query.ticks(
@@ -75,8 +75,9 @@ class History(Snapshots):
                         as_of=position,
                         positions="seq" in asked,
                         allocate=arrow.empty,
+                        complete=complete,
                     )
-                return arrow.to_arrow(found, symbol, asked, names)
+                return arrow.to_arrow(found, symbol, asked, names, complete=complete)
             several = chosen(connection, self._catalog, symbols)
             found = ticks(connection, list(several), start_ns, end_ns, asked, position)
             return arrow.to_arrow(found, list(several.values()), asked, names)

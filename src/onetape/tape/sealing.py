@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import apsw
 import msgspec
@@ -76,6 +78,33 @@ class Sealing(Upkeep):
             told = sqlite.translate(error, self.path, "seal") if isinstance(error, apsw.Error) else error
             self._seal_error = str(told)
             log.error("sealing %s failed: %s", self.path, told)
+
+    @contextmanager
+    def _checkpoint_beside(self, connection: apsw.Connection) -> Iterator[None]:
+        """Let a long append leave moving the log into the file to a thread; one log at most waits to be moved."""
+        self._await_checkpoint()
+        connection.wal_autocheckpoint(0)
+        try:
+            yield
+        finally:
+            connection.wal_autocheckpoint(sqlite.CHECKPOINT_PAGES)
+        self._checkpointer = threading.Thread(target=self._checkpoint, name="onetape-checkpointer", daemon=True)
+        self._checkpointer.start()
+
+    def _await_checkpoint(self) -> None:
+        thread, self._checkpointer = self._checkpointer, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(30)
+
+    def _checkpoint(self) -> None:
+        try:
+            connection = self._connect("rw")
+            try:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            finally:
+                connection.close()
+        except (apsw.Error, OnetapeError) as error:
+            log.warning("moving the log of %s into it failed: %s", self.path, error)  # a later commit does it
 
     def _merge_when_due(self, connection: apsw.Connection) -> None:
         found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS)
