@@ -19,8 +19,8 @@ from onetape.store.layout import SPAN_RECORDS_MAX
 SEALED, MERGED, COMPACT = 0, 1, 2
 #: Records a symbol needs in a span, by level, for chunks of its own.
 OWN_FROM = {SEALED: 2048, MERGED: 64, COMPACT: 1}
-#: Adjacent sealed spans are merged once they hold so many records.
-MERGE_RECORDS = 65_536
+#: Adjacent sealed spans are merged once they are so many (a reader looks into each of them), or hold so many records.
+MERGE_SPANS, MERGE_RECORDS = 16, 262_144
 
 
 class Span(NamedTuple):
@@ -58,8 +58,12 @@ def after(connection: apsw.Connection, position: int) -> Span | None:
     return None
 
 
-def due(connection: apsw.Connection, level: int, at_least: int = 1) -> list[Span]:
-    """Return adjacent spans to be merged into one of `level`, the oldest; none if no run of them holds `at_least`.
+def due(
+    connection: apsw.Connection, level: int, at_least: int = 1, spans_at_least: int = SPAN_RECORDS_MAX
+) -> list[Span]:
+    """Return adjacent spans to be merged into one of `level`, the oldest run of them that holds enough; or none.
+
+    Enough is `at_least` records or `spans_at_least` spans.
 
     A run that cannot grow (what follows would not fit, or is of that level already) is due whatever it holds. Compact
     spans that came out small are taken in again, so that compacting often does not leave many of them.
@@ -72,7 +76,7 @@ def due(connection: apsw.Connection, level: int, at_least: int = 1) -> list[Span
     for run, ended in _runs([Span._make(row) for row in found]):
         if len(run) == 1 and run[0].level == level:
             continue
-        if (ended and len(run) > 1) or sum(span.positions for span in run) >= at_least:
+        if len(run) >= spans_at_least or (ended and len(run) > 1) or sum(span.positions for span in run) >= at_least:
             return run
     return []
 

@@ -107,7 +107,7 @@ class Sealing(Upkeep):
             log.warning("moving the log of %s into it failed: %s", self.path, error)  # a later commit does it
 
     def _merge_when_due(self, connection: apsw.Connection) -> None:
-        found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS)
+        found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS)
         if not found:
             return
         merge = spans.prepare(connection, found, spans.MERGED)
