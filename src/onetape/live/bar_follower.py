@@ -119,7 +119,7 @@ class BarFollower(Follower):
         wanted, position, count = self._matching(), self.position, 0
         parts: dict[int, tuple[list[Array], list[Array]]] = {}
         for _ in range(_STEPS_MAX):
-            step = replay.step(self._connection, position, self._all_left)
+            step = replay.step(self._connection, position, self._all_left, self._cache)
             if step is None:
                 break
             if wanted is not None and not self._all_known:

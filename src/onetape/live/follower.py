@@ -54,6 +54,7 @@ class Follower:
         self._start_ns = start_ns
         self._idle_s = idle_s
         self._buffer: deque[Record] = deque()
+        self._cache = replay.Cache()
         self._closed = False
         self._using = threading.Lock()
         self._on_close = on_close
@@ -100,7 +101,7 @@ class Follower:
             raise TapeClosed("this follower was opened before the process was forked", hint="follow in the new process")
         with self._using:
             while not self._closed:
-                step = replay.step(self._connection, self.position, self._all_left)
+                step = replay.step(self._connection, self.position, self._all_left, self._cache)
                 if step is None:
                     return []
                 found = replay.records(step.found, self._names, self._matching(), self._start_ns)

@@ -302,9 +302,11 @@ def newest(
     return canonical(concatenate(kind, parts)) if parts else None
 
 
-def of_span(connection: apsw.Connection, seal: int) -> list[Chunk]:
-    """Return every chunk of one span."""
-    found = connection.execute(f"SELECT {_COLUMNS} FROM chunk WHERE seal = ?", (seal,)).fetchall()
+def of_span(connection: apsw.Connection, seal: int, after: int = 0, upto: int = _END) -> list[Chunk]:
+    """Return the chunks of one span that may hold positions after < seq <= upto."""
+    found = connection.execute(
+        f"SELECT {_COLUMNS} FROM chunk WHERE seal = ? AND seq_max > ? AND seq_min <= ?", (seal, after, upto)
+    ).fetchall()
     return [Chunk._make(row) for row in found]
 
 

@@ -32,8 +32,30 @@ class Step(NamedTuple):
         return {kind: take(columns, columns["seq"] == least) for kind, columns in self.found.items()}
 
 
-def step(connection: apsw.Connection, position: int, all_left: bool = False) -> Step | None:
-    """Return the next records after `position`, or None if there are none yet.
+class Cache:
+    """The span that a replay is in, decoded once and handed out in steps; what is passed is let go."""
+
+    def __init__(self) -> None:
+        self._span: spans.Span | None = None
+        self._found: dict[int, Columns] = {}
+
+    def load(self, connection: apsw.Connection, span: spans.Span, position: int) -> dict[int, Columns]:
+        """Return a span's records behind a position, by kind, each in order of position."""
+        if span != self._span:
+            whole = chunks.by_kind(chunks.of_span(connection, span.seal, position))
+            self._found = {kind: _by_position(columns) for kind, columns in whole.items()}
+            self._span = span
+        return self._found
+
+    def clear(self) -> None:
+        """Let go of the span: it has been passed."""
+        self._span, self._found = None, {}
+
+
+def step(
+    connection: apsw.Connection, position: int, all_left: bool = False, cache: Cache | None = None
+) -> Step | None:
+    """Return the next records after `position`, or None if there are none yet. cache: of the replay this is a step of.
 
     Raises TapeError if retention has removed records after `position`, unless `all_left` is what is asked for.
     """
@@ -46,10 +68,10 @@ def step(connection: apsw.Connection, position: int, all_left: bool = False) -> 
     if rows[0][0] - rows[0][1] <= position:  # the journal goes on where we are: no need to look at the seal
         return Step(_after(decode_many(rows, "journal"), position), rows[-1][0])
     with query.snapshot(connection):
-        return _sealed_step(connection, position, all_left)
+        return _sealed_step(connection, position, all_left, cache)
 
 
-def _sealed_step(connection: apsw.Connection, position: int, all_left: bool) -> Step | None:
+def _sealed_step(connection: apsw.Connection, position: int, all_left: bool, cache: Cache | None) -> Step | None:
     pruned = int(connection.execute("SELECT pruned_seq FROM state").get)
     if position < pruned and not all_left:
         raise TapeError(
@@ -61,20 +83,20 @@ def _sealed_step(connection: apsw.Connection, position: int, all_left: bool) -> 
     span = spans.after(connection, position)
     if span is None:
         return Step({}, max(position, seal.seal_position(connection)))
-    found = {kind: _by_position(columns, position) for kind, columns in _span(connection, span.seal).items()}
     end = min(span.seal, max(position, span.first - 1) + _STEP_RECORDS)
-    return Step({kind: columns for kind, columns in _until(found, end).items() if len(columns["seq"])}, end)
+    if cache is None:
+        some = chunks.by_kind(chunks.of_span(connection, span.seal, position, end))
+        found = {kind: _by_position(columns) for kind, columns in some.items()}
+    else:
+        found = cache.load(connection, span, position)
+        if end == span.seal:
+            cache.clear()
+    return Step(_after(_until(found, end), position), end)
 
 
-def _span(connection: apsw.Connection, seal_at: int) -> dict[int, Columns]:
-    return chunks.by_kind(chunks.of_span(connection, seal_at))
-
-
-def _by_position(columns: Columns, after: int) -> Columns:
-    """Return the records behind a position in order of position."""
-    later = columns["seq"] > after
-    part = columns if later.all() else take(columns, later)
-    return take(part, np.argsort(part["seq"], kind="stable"))
+def _by_position(columns: Columns) -> Columns:
+    """Return records in order of position."""
+    return take(columns, np.argsort(columns["seq"], kind="stable"))
 
 
 def _until(found: dict[int, Columns], end: int) -> dict[int, Columns]:
