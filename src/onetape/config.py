@@ -153,5 +153,7 @@ def _invalid(error: ValidationError, given: dict[str, Any]) -> ConfigInvalid:
     shown = "redis://…" if name == "redis_url" else repr(problem["input"])  # a URL may hold a password
     why = str(problem["msg"]).removeprefix("Value error, ")
     return ConfigInvalid(
-        f"{where} = {shown}: {why[:1].lower()}{why[1:]}", hint="docs/commands/README.md lists the settings", setting=name
+        f"{where} = {shown}: {why[:1].lower()}{why[1:]}",
+        hint="docs/commands/README.md lists the settings",
+        setting=name,
     )

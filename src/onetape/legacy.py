@@ -41,7 +41,7 @@ def open_at_old_path(path: str | os.PathLike[str], **options: Any) -> Tape:
     if path.is_file() and _is_minhos(path):
         raise TapeUnusable(
             f"{path} is a database of MinhOS (it has the table market_data), not a tape",
-            hint="it was not touched: move it aside, or set db_path to a new file; then take it over: onetape import FILE",
+            hint="it was not touched: move it aside, or set db_path to a new file; then: onetape import FILE",
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

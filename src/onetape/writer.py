@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from onetape.errors import ConfigInvalid, OnetapeError, TapeBusy, TapeClosed
+from onetape.offloop import in_thread
 from onetape.record import SeqRange, Tick
 
 
@@ -182,16 +182,16 @@ class AsyncWriter:
     async def append(self, tick: Tick) -> None:
         """As Writer.append()."""
         if self._writer.full and (self._blocks or not self._writer.try_flush()):
-            await asyncio.to_thread(self._writer.flush)
+            await in_thread(self._writer.flush)
         self._take(tick)
 
     async def flush(self) -> None:
         """As Writer.flush()."""
-        await asyncio.to_thread(self._writer.flush)
+        await in_thread(self._writer.flush)
 
     async def aclose(self) -> None:
         """As Writer.close()."""
-        await asyncio.to_thread(self._writer.close)
+        await in_thread(self._writer.close)
 
     async def __aenter__(self) -> AsyncWriter:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -281,6 +282,12 @@ def _configure(connection: apsw.Connection, mode: str, durability: Durability, t
         connection.pragma("journal_size_limit", _WAL_BYTES_KEPT)
     else:
         connection.pragma("query_only", True)
+
+
+def move_log(connection: apsw.Connection) -> None:
+    """Move what is in the log into the file, as far as no reader needs it, unless somebody else is at it already."""
+    with contextlib.suppress(apsw.BusyError, apsw.LockedError):
+        connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
 
 def restart_log(connection: apsw.Connection, path: Path, patience_ms: int, busy_timeout_ms: int) -> None:

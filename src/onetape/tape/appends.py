@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import numpy as np
 
 from onetape.errors import ConfigInvalid, InvalidRecord
 from onetape.facts import Quarantined
+from onetape.offloop import in_thread
 from onetape.record import Bar, SeqRange, Tick
 from onetape.store import block, journal, layout, sqlite, table
 from onetape.store.journal import Identity
@@ -285,8 +285,8 @@ class Appends(Sealing, Follows):
 
     async def aappend(self, records: Tick | Bar | Sequence[Tick | Bar], **identity: Any) -> SeqRange:
         """As append(), off the event loop."""
-        return await asyncio.to_thread(self.append, records, **identity)
+        return await in_thread(self.append, records, **identity)
 
     async def aappend_table(self, data: Any, **identity: Any) -> SeqRange:
         """As append_table(), off the event loop."""
-        return await asyncio.to_thread(self.append_table, data, **identity)
+        return await in_thread(self.append_table, data, **identity)

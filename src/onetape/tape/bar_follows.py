@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import apsw
 
@@ -106,6 +104,9 @@ class BarFollows(Follows):
         grace_s: float | None = None,
     ) -> AsyncIterator[Bar]:
         """As follow_bars(), for `async for`; the event loop is never blocked. Close it with aclose(), or by leaving."""
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "onetape-afollow") as pool:
             follower = await loop.run_in_executor(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from onetape.clock import Time
 from onetape.errors import ConfigInvalid
+from onetape.offloop import in_thread
 from onetape.record import Bar
 from onetape.store import given, made, query
 from onetape.store.block import Columns
@@ -112,7 +112,7 @@ class Bars(Snapshots, BarFollows):
         as_of: int | str | Time | None = None,
     ) -> pa.Table:
         """As bars(), off the event loop."""
-        return await asyncio.to_thread(
+        return await in_thread(
             self.bars, symbols, interval, start, end, source=source, session=session, price=price, as_of=as_of
         )
 

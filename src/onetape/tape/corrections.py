@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import apsw
 
 from onetape.errors import ConfigInvalid, InvalidRecord
+from onetape.offloop import in_thread
 from onetape.record import TS_MAX_NS, SeqRange, Tick
 from onetape.store import correct, layout, query, replay, table
 from onetape.store.catalog import Catalog
@@ -42,11 +41,11 @@ class Corrections(Appends):
 
     async def acancel(self, tick: Tick) -> SeqRange:
         """As cancel(), off the event loop."""
-        return await asyncio.to_thread(self.cancel, tick)
+        return await in_thread(self.cancel, tick)
 
     async def arevise(self, tick: Tick, instead: Tick) -> SeqRange:
         """As revise(), off the event loop."""
-        return await asyncio.to_thread(self.revise, tick, instead)
+        return await in_thread(self.revise, tick, instead)
 
     def tick_at(self, seq: int) -> Tick | None:
         """Return the tick at a position, whether it was taken back or not; None if another record or none is there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +9,7 @@ import apsw
 
 from onetape.clock import Time, now_ns, to_ns
 from onetape.errors import ConfigInvalid
+from onetape.offloop import in_thread
 from onetape.store import coverage, partition, query, sessions, silence
 from onetape.store.partition import Gap, Pair, Span
 from onetape.store.sessions import Sessions
@@ -121,13 +121,13 @@ class CoverageReads(Handle):
         self, symbol: str, start: Time | None = None, end: Time | None = None, **how: Any
     ) -> list[Span]:
         """As coverage(), off the event loop."""
-        return await asyncio.to_thread(self.coverage, symbol, start, end, **how)
+        return await in_thread(self.coverage, symbol, start, end, **how)
 
     async def agaps(
         self, symbol: str | None = None, start: Time | None = None, end: Time | None = None, **how: Any
     ) -> list[Gap]:
         """As gaps(), off the event loop."""
-        return await asyncio.to_thread(self.gaps, symbol, start, end, **how)
+        return await in_thread(self.gaps, symbol, start, end, **how)
 
 
 class Coverage(CoverageReads):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import apsw
@@ -97,6 +95,9 @@ class Follows(Handle):
         idle_s: float | None = None,
     ) -> AsyncIterator[Record]:
         """As follow(), for `async for`; the event loop is never blocked. Close it with aclose(), or by leaving."""
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "onetape-afollow") as pool:
             follower = await loop.run_in_executor(pool, lambda: self.follow(symbols, from_seq, from_time))

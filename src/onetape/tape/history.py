@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from onetape.clock import Time
 from onetape.errors import ConfigInvalid
+from onetape.offloop import in_thread
 from onetape.store import order, query, windows
 from onetape.store.block import Array, Columns, take
 from onetape.store.layout import CHUNK_RECORDS_MAX, KIND_TICK
@@ -92,7 +92,7 @@ class History(Snapshots):
         as_of: int | str | Time | None = None,
     ) -> pa.Table:
         """As read(), off the event loop."""
-        return await asyncio.to_thread(self.read, symbols, start, end, columns, as_of=as_of)
+        return await in_thread(self.read, symbols, start, end, columns, as_of=as_of)
 
     def newest(self, symbols: Symbols, count: int = 1000, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the newest `count` ticks of each symbol as one Arrow table, in canonical order.

@@ -100,7 +100,7 @@ class Sealing(Upkeep):
         try:
             connection = self._connect("rw")
             try:
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                sqlite.move_log(connection)
             finally:
                 connection.close()
         except (apsw.Error, OnetapeError) as error:
@@ -187,7 +187,7 @@ class Sealing(Upkeep):
                     break
             while lifecycle.give_back(connection):
                 pass
-            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            sqlite.move_log(connection)
         except apsw.Error as error:
             raise self._failed(error, "compact") from error
         finally:
