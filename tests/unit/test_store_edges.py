@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import struct
+
 import apsw
 import pytest
 
 import onetape
 from onetape import Bar, Tick
 from onetape.store import layout, moments
+from onetape.store.layout import index_path
 
 T0 = 1_700_000_000_000_000_000
 LAST = 2**63 - 2
@@ -87,3 +91,14 @@ def test_ticks_and_bars_in_turns_are_sealed_together_however_many(tape):
     assert (stats.ticks, stats.bars_given) == (turns, turns)
     assert stats.chunks <= 4 + turns // 1440  # one for each kind and day
     assert [record.seq for record in tape.follow(from_seq=0, idle_s=0)] == list(range(1, 2 * turns + 1))
+
+
+def test_compacting_succeeds_while_another_is_moving_the_log(tape):
+    tape.append([Tick("A", T0 + i, price=1.0) for i in range(100)])
+    # The lock of whoever moves the log, as SQLite takes it: byte 121 of the log's index.
+    lock = index_path(tape.path).open("r+b")
+    fcntl.fcntl(lock, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 121, 1, 0))
+    try:
+        assert tape.compact().records == 100
+    finally:
+        lock.close()
