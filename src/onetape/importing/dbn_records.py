@@ -58,7 +58,7 @@ class Layout(NamedTuple):
 
     def bytes_min(self) -> int:
         """Return how long such a record is at least."""
-        return np.dtype(self.record._dtypes).itemsize
+        return int(np.dtype(self.record._dtypes).itemsize)
 
 
 #: The record's type, as its second byte says it.

@@ -52,9 +52,7 @@ class Cache:
         self._span, self._found = None, {}
 
 
-def step(
-    connection: apsw.Connection, position: int, all_left: bool = False, cache: Cache | None = None
-) -> Step | None:
+def step(connection: apsw.Connection, position: int, all_left: bool = False, cache: Cache | None = None) -> Step | None:
     """Return the next records after `position`, or None if there are none yet. cache: of the replay this is a step of.
 
     Raises TapeError if retention has removed records after `position`, unless `all_left` is what is asked for.
