@@ -245,7 +245,7 @@ def _create(connection: apsw.Connection, timeout_ms: int) -> None:
         connection.execute("COMMIT")
         with_rollback = False
     finally:
-        if with_rollback:
+        if with_rollback and connection.in_transaction:  # a full disk makes SQLite end it by itself
             connection.execute("ROLLBACK")
 
 
@@ -267,7 +267,8 @@ def upgrade(connection: apsw.Connection, path: Path, upgrades: dict[int, Upgrade
         connection.pragma("user_version", to_version)
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk makes SQLite end it by itself
+            connection.execute("ROLLBACK")
         raise
 
 
