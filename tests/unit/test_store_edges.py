@@ -102,3 +102,10 @@ def test_compacting_succeeds_while_another_is_moving_the_log(tape):
         assert tape.compact().records == 100
     finally:
         lock.close()
+
+
+def test_prices_whose_products_overflow_are_sealed_and_their_bars_are_read(tape):
+    tape.append([Tick("A", T0 + i, price=1e300, size=1e300, side=1) for i in range(10)])
+    for _ in range(2):
+        assert [(bar.high, bar.volume > 9e300, bar.trades) for bar in tape.bar_list("A")] == [(1e300, True, 10)]
+        tape.compact()

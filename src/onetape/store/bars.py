@@ -207,6 +207,7 @@ def _groups(found: Columns) -> tuple[Array, Array, Array]:
     return symbols[begin], minutes[begin] * MINUTE_NS, begin
 
 
+@np.errstate(over="ignore", invalid="ignore")  # prices of 1e300 are valid, and their sums are infinite
 def _sum(found: Columns, have: Array, old: Array, groups: tuple[Array, Array, Array] | None = None) -> Array:
     """Fold groups from zero, or on from the minute kept in `old` where there is one."""
     symbols, starts, begin = _groups(found) if groups is None else groups
