@@ -185,6 +185,12 @@ def decode(blob: bytes, where: str) -> tuple[int, Columns]:
     return kind, columns
 
 
+def is_whole(blob: bytes) -> bool:
+    """Return whether bytes are a block that bears its own checksum."""
+    size = len(blob) - _CRC.size
+    return size >= _HEADER.size and zlib.crc32(memoryview(blob)[:size]) == _CRC.unpack_from(blob, size)[0]
+
+
 def _verify(blob: bytes, where: str) -> tuple[int, int, int, int]:
     size = len(blob) - _CRC.size
     if size < _HEADER.size or zlib.crc32(memoryview(blob)[:size]) != _CRC.unpack_from(blob, size)[0]:

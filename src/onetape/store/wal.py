@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import apsw
 import numpy as np
 
-from onetape.store import ask, layout, peek
+from onetape.store import ask, block, layout, peek, rows
 
 _HEADER = struct.Struct(">IIIIIIII")
 _FRAME_BYTES, _FRAMES_AT_ONCE = 24, 4096
@@ -184,6 +184,22 @@ def misfit(connection: apsw.Connection, path: Path) -> str | None:
         return f"the journal ends at {head}, before what is sealed up to {seal}"
     if count != head - seal or (count and first != seal):
         return f"the journal holds {count} records behind the seal at {seal}, but its last position is {head}"
+    other = _other_row(connection, path)
+    return None if other is None else f"it has other records at position {other} than the file"
+
+
+def _other_row(connection: apsw.Connection, path: Path) -> int | None:
+    """Return the position of a row of the journal that is whole in the file, but another one with the log; or None.
+
+    A row is written once, and emptied when it is sealed: a log that has other records there is not of this file.
+    """
+    root = int(ask.value(connection, "SELECT rootpage FROM sqlite_schema WHERE name = 'journal'"))
+    for row in rows.newest(path, root):
+        if not block.is_whole(row.payload):
+            continue  # the file may be written at this moment; what is damaged proves nothing
+        told = connection.execute("SELECT payload FROM journal WHERE seq_last = ?", (row.key,)).get
+        if told and told != row.payload:
+            return row.key
     return None
 
 
@@ -197,25 +213,15 @@ def _created_ns(path: Path, root: int) -> int | None:
         if content[0] != 0x0D or content[3:5] != b"\x00\x01":
             return None
         at = int.from_bytes(content[8:10], "big")
-        _, at = _varint(content, at)  # of the payload's length, and of the row's key
-        _, at = _varint(content, at)
-        length, body = _varint(content, at)
+        _, at = rows.varint(content, at)  # of the payload's length, and of the row's key
+        _, at = rows.varint(content, at)
+        length, body = rows.varint(content, at)
         end, kinds = at + length, []
         while body < end:
-            kind, body = _varint(content, body)
+            kind, body = rows.varint(content, body)
             kinds.append(kind)
         sizes = [(0, 1, 2, 3, 4, 6, 8, 8, 0, 0)[kind] for kind in kinds]
         value = content[end + sum(sizes[:4]) : end + sum(sizes[:5])]
     except (OSError, IndexError):
         return None
     return int.from_bytes(value, "big", signed=True)
-
-
-def _varint(content: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for place in range(9):
-        byte = content[at + place]
-        value = value << 7 | byte & 0x7F
-        if not byte & 0x80:
-            return value, at + place + 1
-    raise IndexError("no number")
