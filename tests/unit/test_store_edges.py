@@ -6,14 +6,16 @@ import fcntl
 import struct
 
 import apsw
+import numpy as np
 import pytest
 
 import onetape
 from onetape import Bar, Tick
-from onetape.store import layout, moments
+from onetape.store import bars, layout, moments
 from onetape.store.layout import index_path
 
 T0 = 1_700_000_000_000_000_000
+MINUTE = 60_000_000_000
 LAST = 2**63 - 2
 
 
@@ -109,3 +111,15 @@ def test_prices_whose_products_overflow_are_sealed_and_their_bars_are_read(tape)
     for _ in range(2):
         assert [(bar.high, bar.volume > 9e300, bar.trades) for bar in tape.bar_list("A")] == [(1e300, True, 10)]
         tape.compact()
+
+
+@pytest.mark.parametrize("others", [[], [MINUTE], [-MINUTE], [-MINUTE, MINUTE, 2 * MINUTE]])
+def test_a_minute_of_more_trades_than_are_folded_at_once_is_one_bar(tape, others):
+    long = 5 * bars._SLICE_RECORDS
+    start = T0 // MINUTE * MINUTE
+    ts = np.sort(np.concatenate((start + np.arange(long), [start + offset for offset in others])).astype("<i8"))
+    tape.append_table({"symbol": "A", "ts_event_ns": ts, "price": np.arange(len(ts)) / 4, "size": 1.0})
+    assert {bar.ts_start_ns: (bar.trades, bar.volume) for bar in tape.bar_list("A")} == {
+        **{start + offset: (1, 1.0) for offset in others},
+        start: (long, float(long)),
+    }

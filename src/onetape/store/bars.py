@@ -213,6 +213,11 @@ def _sum(found: Columns, have: Array, old: Array, groups: tuple[Array, Array, Ar
     symbols, starts, begin = _groups(found) if groups is None else groups
     if len(found["ts_event_ns"]) > 2 * _SLICE_RECORDS:
         return np.concatenate(list(_slices(found, have, old, (symbols, starts, begin))))
+    return _sum_slice(found, have, old, (symbols, starts, begin))
+
+
+def _sum_slice(found: Columns, have: Array, old: Array, groups: tuple[Array, Array, Array]) -> Array:
+    symbols, starts, begin = groups
     count = len(begin)
     made = np.zeros(count, MINUTES)
     if not count:
@@ -266,12 +271,12 @@ def _slices(found: Columns, have: Array, old: Array, groups: tuple[Array, Array,
     symbols, starts, begin = groups
     total = len(found["ts_event_ns"])
     cuts = np.unique(np.searchsorted(begin, np.arange(0, total, _SLICE_RECORDS)))
-    bounds = [*cuts.tolist(), len(begin)]
+    bounds = [*cuts[cuts < len(begin)].tolist(), len(begin)]  # a minute may be longer than a slice
     for first, last in itertools.pairwise(bounds):
         start, end = int(begin[first]), int(begin[last]) if last < len(begin) else total
         part = {name: column[start:end] for name, column in found.items()}
         within = slice(first, last)
-        yield _sum(part, have[within], old[within], (symbols[within], starts[within], begin[within] - start))
+        yield _sum_slice(part, have[within], old[within], (symbols[within], starts[within], begin[within] - start))
 
 
 def _total(
