@@ -353,7 +353,7 @@ class Pair:
             tape.close()
 
 
-@settings(max_examples=100)
+@settings(max_examples=70)
 @given(st.lists(acts, min_size=3, max_size=14), st.randoms(use_true_random=False))
 def test_any_sequence_of_acts_reads_back_as_a_plain_list(steps, chance):
     with tempfile.TemporaryDirectory() as folder:
@@ -369,7 +369,7 @@ def test_any_sequence_of_acts_reads_back_as_a_plain_list(steps, chance):
             pair.close()
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     st.lists(acts, min_size=2, max_size=8),
     st.integers(0, 3),
