@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import struct
+import subprocess
+import sys
 
 import apsw
 import numpy as np
@@ -123,3 +125,17 @@ def test_a_minute_of_more_trades_than_are_folded_at_once_is_one_bar(tape, others
         **{start + offset: (1, 1.0) for offset in others},
         start: (long, float(long)),
     }
+
+
+def test_long_appends_and_reads_work_while_python_is_ending(tmp_path):
+    code = """
+import atexit, sys
+import numpy as np, onetape
+tape = onetape.open(sys.argv[1], retention_days=None)
+def last():
+    table = {"symbol": "A", "ts_event_ns": np.arange(200_000), "price": np.arange(200_000) / 4}
+    print(tape.append_table(table).stored, tape.read("A").num_rows)
+atexit.register(last)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t.db")], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("200000 200000\n", "")

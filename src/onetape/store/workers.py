@@ -26,7 +26,11 @@ def _pool() -> ThreadPoolExecutor:
 
 def each(act: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
     """Return the results of `act` in the order of the items; the worker begins with them at once."""
-    return _pool().map(act, items)
+    every = list(items)
+    try:
+        return _pool().map(act, every)
+    except RuntimeError:  # Python is ending and starts no threads any more: what is stored last is stored all the same
+        return map(act, every)
 
 
 def share(act: Callable[[int], None], count: int) -> None:
@@ -37,7 +41,12 @@ def share(act: Callable[[int], None], count: int) -> None:
         for at in range(half, count):
             act(at)
 
-    pending = _pool().submit(rest)
+    try:
+        pending = _pool().submit(rest)
+    except RuntimeError:  # as above
+        for at in range(count):
+            act(at)
+        return
     try:
         for at in range(half):
             act(at)
