@@ -347,7 +347,7 @@ def test_retention_deletes_and_gives_the_space_back(tmp_path: Path, monkeypatch:
     bars = len(store.tape.bars("ESZ6"))
     month = 31 * 86400 * 10**9  # kept for as long as they are on the tape, so let a month go by
     now = time.time_ns
-    monkeypatch.setattr("onetape.tape.now_ns", lambda: now() + month)
+    monkeypatch.setattr("onetape.tape.upkeep.now_ns", lambda: now() + month)
 
     async def main() -> None:
         adapter = MarketDataAdapter(store)

@@ -215,7 +215,7 @@ def test_a_closed_pipe_is_silent(tape: onetape.Tape) -> None:
         (["history", "ESZ6", "--start", "yesterday-ish"], 2, "--start = 'yesterday-ish' is not a time"),
         (["history", "ESZ6", "--start", "now", "--end", "-1d"], 2, "--start now is not before --end -1d"),
         (["bars", "ESZ6", "--interval", "7x"], 2, "'7x' is not an interval"),
-        (["bars", "ESZ6", "--chart", "--json"], 2, "a chart is not JSON"),
+        (["bars", "ESZ6", "--chart", "--json"], 2, "not JSON"),
         (["tail", "--from-seq", "1", "--from-time", "now"], 2, "both given"),
         (["latest", "--tape", "/"], 2, "is a directory"),
         (["latest", "--tape", "none.db"], 2, "no tape at"),
