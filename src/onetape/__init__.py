@@ -67,6 +67,7 @@ from onetape.tape.continuous import Continuous
 from onetape.tape.filling import Filled
 from onetape.tape.heartbeat import Heartbeat
 from onetape.tape.names import AliasesAdded
+from onetape.tape.sealing import Compacted
 from onetape.tape.snapshots import SnapshotProof
 from onetape.writer import AsyncWriter, Writer
 
@@ -86,6 +87,7 @@ __all__ = [
     "Cancel",
     "Checkup",
     "ChunkCorrupt",
+    "Compacted",
     "ConfigInvalid",
     "Continuous",
     "Contract",
