@@ -144,7 +144,9 @@ class _File(Part):
         """Return the metadata, or None for a fragment, the version, and bytes that were read beyond."""
         import databento_dbn as dbn
 
-        head = read(_READ_BYTES)[0]
+        head, why = read(_READ_BYTES)
+        if why and len(head) < len(_MAGIC):
+            raise self._invalid(f"it is cut short, {why}; no record before it is whole", "get it again")
         if head[:3] != _MAGIC:
             if ".frag" not in self.path.name:
                 raise self._invalid(
