@@ -72,7 +72,7 @@ class Writer:
     @property
     def full(self) -> bool:
         """Return whether the next append stores what is held first."""
-        return len(self._held) >= self._max_records
+        return 0 < len(self._held) >= self._max_records
 
     def append(self, tick: Tick) -> None:
         """Take a tick to store within max_delay_ms; where max_records are held, those are stored first.
@@ -181,8 +181,8 @@ class AsyncWriter:
 
     async def append(self, tick: Tick) -> None:
         """As Writer.append()."""
-        if self._writer.full and (self._blocks or not self._writer.try_flush()):
-            await in_thread(self._writer.flush)
+        while self._writer.full and (self._blocks or not self._writer.try_flush()):
+            await in_thread(self._writer.flush)  # and look again: other tasks may have filled it meanwhile
         self._take(tick)
 
     async def flush(self) -> None:

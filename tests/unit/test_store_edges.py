@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import struct
 import subprocess
 import sys
+import threading
+import time
 
 import apsw
 import numpy as np
@@ -13,8 +16,10 @@ import pytest
 
 import onetape
 from onetape import Bar, Tick
+from onetape.record import SeqRange
 from onetape.store import bars, layout, moments
 from onetape.store.layout import index_path
+from onetape.writer import AsyncWriter, Writer
 
 T0 = 1_700_000_000_000_000_000
 MINUTE = 60_000_000_000
@@ -139,3 +144,27 @@ atexit.register(last)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t.db")], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("200000 200000\n", "")
+
+
+def test_tasks_that_share_a_writer_never_commit_in_the_event_loop():
+    threads = set()
+
+    def commit(runs, _wait):
+        threads.add(threading.get_ident())
+        time.sleep(0.001)
+        return SeqRange(1, 1, sum(len(run.rows) for run in runs))
+
+    async def run() -> int:
+        writer = Writer(lambda _tick: (1, b""), commit, max_delay_ms=60_000, max_records=1)
+
+        async def write() -> None:
+            for i in range(5):
+                await shared.append(Tick("A", T0 + i, price=1.0))
+
+        async with AsyncWriter(writer, blocks=True) as shared:
+            await asyncio.gather(*(write() for _ in range(8)))
+        return writer.stored
+
+    assert asyncio.run(run()) == 40
+    assert threads
+    assert threading.get_ident() not in threads
