@@ -331,3 +331,15 @@ def test_a_disk_that_is_full_in_the_middle_of_an_upgrade_leaves_the_older_file_a
         raw.close()
         assert not list(disk.glob("*.partial"))
         _intact(path)
+
+
+@pytest.mark.parametrize("mode", ["r", "rw"])
+def test_a_tape_that_cannot_be_opened_because_the_disk_is_full_says_so(tmp_path, mode):
+    with _small_disk(tmp_path / "disk", "4m") as disk:
+        with onetape.open(disk / "t.db", retention_days=None) as tape:
+            tape.append(Tick("A", T0, price=1.0))
+        with _filled(disk, 0), pytest.raises(onetape.TapeFull) as caught:
+            onetape.open(disk / "t.db", mode=mode)
+        assert "free space" in caught.value.hint
+        with onetape.open(disk / "t.db", mode=mode) as tape:
+            assert tape.read("A").num_rows == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ def translate(error: Exception, path: Path, act: str) -> OnetapeError:
     what = f"cannot {act} {path}: {error}"
     if isinstance(error, apsw.BusyError | apsw.LockedError):
         return TapeBusy(what, hint="another process held the write lock too long; nothing was stored, try again")
-    if isinstance(error, apsw.FullError):
+    if isinstance(error, apsw.FullError) or (isinstance(error, apsw.IOError) and _no_room(path)):
         return TapeFull(what, hint="the disk is full; nothing of this batch was stored; free space and try again")
     if isinstance(error, apsw.NotADBError):
         return TapeUnusable(what, hint="the file is not a tape, or its first page is damaged")
@@ -69,6 +70,14 @@ def translate(error: Exception, path: Path, act: str) -> OnetapeError:
     if isinstance(error, apsw.IOError):
         return TapeUnusable(what, hint="the disk or the file system failed; what append returned for is kept")
     return TapeUnusable(what)
+
+
+def _no_room(path: Path) -> bool:
+    """Return whether the disk is full: making the log's index then fails as if the disk were broken."""
+    try:
+        return shutil.disk_usage(path.parent).free < 32 * _PAGE_BYTES  # the size in which the index grows
+    except OSError:
+        return False
 
 
 def connect(
