@@ -267,3 +267,15 @@ def test_a_tape_that_is_closed_meanwhile_says_so(tmp_path: Path) -> None:
         reader.read_next_batch()
     with pytest.raises(onetape.TapeClosed):
         tape.sql("SELECT 1 FROM ticks")
+
+
+def test_bars_asked_for_as_of_a_moment_know_nothing_of_later_trades(tmp_path):
+    start = 1_767_225_600_000_000_000
+    with onetape.open(tmp_path / "t.db", retention_days=None) as tape:
+        done = tape.append([onetape.Tick("A", start + i, price=1.0, size=1.0) for i in range(10)])
+        tape.append([onetape.Tick("A", start + i, price=9.0, size=1.0) for i in range(5)])
+        tape.cancel(tape.tick_at(1))
+        for table in ("bars WHERE interval = '1min'", "bars_5min", "bars_7s"):
+            query = f"SELECT max(high) AS high, sum(volume) AS volume FROM {table}"
+            assert tape.sql(query, as_of=done.last).to_pylist() == [{"high": 1.0, "volume": 10.0}]
+            assert tape.sql(query).to_pylist() == [{"high": 9.0, "volume": 14.0}]

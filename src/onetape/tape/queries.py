@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onetape.clock import Time
@@ -80,9 +81,10 @@ class Queries(Snapshots):
         """Return DuckDB's answer to one SELECT as an Arrow table; `params` are the values of its ? or $name.
 
         Tables: `ticks` (see dataset()); `bars` (see bars(), with `interval`, and `time`) of 1min, 5min, 15min, 30min,
-        1h, 4h and 1d, and one a length such as `bars_5min`; `symbols`. Ticks are of one moment; only those of the
-        symbols and times that the query compares with are read, and only its columns. It takes `memory_bytes` for
-        sorting and grouping before it spills to disk. It cannot read files, reach out, or write.
+        1h, 4h and 1d, and one a length such as `bars_5min`; `symbols`. Ticks are of one moment, and with `as_of` bars
+        are too. Only those of the symbols and times that the query compares with are read, and only its columns. It
+        takes `memory_bytes` for sorting and grouping before it spills to disk. It cannot read files, reach out, or
+        write.
 
         Raises QueryInvalid with line and column, QueryTooLarge for an answer beyond `result_bytes_max`, ConfigInvalid
         where DuckDB is not installed, and what reading raises.
@@ -144,7 +146,7 @@ class Queries(Snapshots):
         if "ticks" in asked:
             made["ticks"] = lambda: self.dataset(as_of=position)
         if "bars" in asked:
-            made["bars"] = lambda: self._bar_dataset(INTERVALS)
+            made["bars"] = lambda: self._bar_dataset(INTERVALS, position)
         if "symbols" in asked:
             made["symbols"] = self._symbol_table
         for name in asked:
@@ -155,13 +157,13 @@ class Queries(Snapshots):
                     interval_ns(interval)
                 except ValueError as error:
                     raise ConfigInvalid(f"no table {name}: {error}") from error
-                made[name] = lambda interval=interval: self._bar_dataset((interval,))  # type: ignore[misc]
+                made[name] = lambda interval=interval: self._bar_dataset((interval,), position)  # type: ignore[misc]
         return made
 
-    def _bar_dataset(self, intervals: tuple[str, ...]) -> TapeDataset:
+    def _bar_dataset(self, intervals: tuple[str, ...], position: int | None) -> TapeDataset:
         from onetape.tape import dataset
 
-        bars: Callable[[str, str, int, int], pa.Table] = self.bars  # type: ignore[attr-defined]
+        bars: Callable[[str, str, int, int], pa.Table] = partial(self.bars, as_of=position)  # type: ignore[attr-defined]
         return dataset.of_bars(Extent(self, None, 0, TS_MAX_NS + 1, None), bars, intervals)
 
     def _symbol_table(self) -> pa.Table:
