@@ -17,7 +17,7 @@ import pytest
 import onetape
 from onetape import Bar, Tick
 from onetape.record import SeqRange
-from onetape.store import bars, layout, moments
+from onetape.store import bars, layout, moments, spans
 from onetape.store.layout import index_path
 from onetape.writer import AsyncWriter, Writer
 
@@ -168,3 +168,34 @@ def test_tasks_that_share_a_writer_never_commit_in_the_event_loop():
     assert asyncio.run(run()) == 40
     assert threads
     assert threading.get_ident() not in threads
+
+
+def test_a_damaged_chunk_holds_up_neither_retention_nor_the_merging_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "SEAL_RECORDS", 10)
+    monkeypatch.setattr(spans, "MERGE_SPANS", 4)
+    path = tmp_path / "t.db"
+    with onetape.open(path, retention_days=None) as tape:
+        for i in range(20):
+            tape.append(Tick("A", T0 + i, price=1.0))
+        raw = apsw.Connection(str(path))
+        raw.execute("UPDATE chunk SET payload = zeroblob(50) WHERE id = (SELECT min(id) FROM chunk)")
+        raw.close()
+        for i in range(20, 200):
+            tape.append(Tick("A", T0 + i, price=1.0))
+        stats = tape.stats()
+        assert stats.seal_error is None
+        assert stats.seal == 200
+        assert stats.chunks < 20
+        assert tape.read("A", T0 + 100).num_rows == 100
+
+
+def test_kept_bars_are_counted_by_the_hour_and_by_the_day(tmp_path):
+    with onetape.open(tmp_path / "t.db", retention_days=None) as tape:
+        tape.append([Tick("A", T0 + i * 60 * 10**9, price=1.0) for i in range(300)])
+        tape.seal()
+        assert tape.stats().bars_kept == 300
+        tape.compact()
+        assert tape.stats().bars_kept == 300
+        tape.append(Tick("A", T0 + 7, price=2.0))
+        tape.seal()
+        assert tape.stats().bars_kept == 300

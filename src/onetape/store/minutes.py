@@ -196,23 +196,38 @@ def take_over(connection: apsw.Connection) -> None:
     connection.execute("DELETE FROM bar WHERE source_id = 0")
 
 
-def pack(connection: apsw.Connection, before_ns: int, limit: int) -> int:
-    """Pack the hours of some symbols' days that were over before a time; return how many days."""
-    day = before_ns // DAY_NS * 24
-    mask = (1 << _HOUR_BITS) - 1
+def to_pack(connection: apsw.Connection, before_ns: int) -> list[int]:
+    """Return the keys of days (of one symbol each) that were over before a time and are kept by the hour."""
+    day, mask = before_ns // DAY_NS * 24, (1 << _HOUR_BITS) - 1
     found: list[Any] = connection.execute(
-        f"SELECT id - (id & {mask}) % 24, count(*) FROM minute WHERE id & {mask} < ? AND substr(payload, 1, 1) = x'00'"
-        " GROUP BY 1 LIMIT ?",
-        (day, limit),
+        f"SELECT DISTINCT id - (id & {mask}) % 24 FROM minute WHERE id & {mask} < ? AND substr(payload, 1, 1) = x'00'",
+        (day,),
     ).fetchall()
-    for first, _ in found:
+    return [first for (first,) in found]
+
+
+def pack(connection: apsw.Connection, days: Sequence[int]) -> None:
+    """Pack some days, by the keys that to_pack() gives, inside the caller's transaction."""
+    for first in days:
         rows: list[Any] = connection.execute(
             "SELECT id, payload FROM minute WHERE id BETWEEN ? AND ?", (first, first + 23)
         ).fetchall()
+        if not rows or rows[0][1][:1] == _PACKED:  # somebody else was faster
+            continue
         minutes = _decode(rows)
         columns = {name: np.ascontiguousarray(minutes[name]) for name in _NAMES}
         connection.execute("DELETE FROM minute WHERE id BETWEEN ? AND ?", (first, first + 23))
         connection.execute(
             "INSERT INTO minute VALUES (?, ?)", (first, _PACKED + packed.pack(KIND_MINUTE, columns, packed.SMALL))
         )
-    return len(found)
+
+
+def count(connection: apsw.Connection) -> int:
+    """Return how many minutes are kept."""
+    total = 0
+    for size, head in connection.execute("SELECT length(payload), substr(payload, 1, 9) FROM minute"):
+        if bytes(head[:1]) == _PACKED:
+            total += int.from_bytes(head[5:9], "little")
+        else:
+            total += (size - 9) // _ROW.itemsize
+    return total

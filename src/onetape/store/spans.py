@@ -7,7 +7,7 @@ A merged span holds exactly the records of those it replaces, in one transaction
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import apsw
@@ -59,11 +59,15 @@ def after(connection: apsw.Connection, position: int) -> Span | None:
 
 
 def due(
-    connection: apsw.Connection, level: int, at_least: int = 1, spans_at_least: int = SPAN_RECORDS_MAX
+    connection: apsw.Connection,
+    level: int,
+    at_least: int = 1,
+    spans_at_least: int = SPAN_RECORDS_MAX,
+    without: Collection[int] = (),
 ) -> list[Span]:
     """Return adjacent spans to be merged into one of `level`, the oldest run of them that holds enough; or none.
 
-    Enough is `at_least` records or `spans_at_least` spans.
+    Enough is `at_least` records or `spans_at_least` spans. without: seals of spans to leave alone.
 
     A run that cannot grow (what follows would not fit, or is of that level already) is due whatever it holds. Compact
     spans that came out small are taken in again, so that compacting often does not leave many of them.
@@ -73,7 +77,7 @@ def due(
         "SELECT seal, first, level FROM span WHERE level < ?1 OR (level = ?1 AND seal - first < ?2) ORDER BY seal",
         (level, small),
     ).fetchall()
-    for run, ended in _runs([Span._make(row) for row in found]):
+    for run, ended in _runs([Span._make(row) for row in found if row[0] not in without]):
         if len(run) == 1 and run[0].level == level:
             continue
         if len(run) >= spans_at_least or (ended and len(run) > 1) or sum(span.positions for span in run) >= at_least:

@@ -111,6 +111,7 @@ class Handle:
         self._schedules: dict[tuple[str, int], Any] = {}
         self._tail_from = self._sealed_to = 0
         self._compactor: threading.Thread | None = None
+        self._damaged: set[int] = set()
         self._checkpointer: threading.Thread | None = None
         self._appended = 0
         connection = self._connect()

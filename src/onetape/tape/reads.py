@@ -13,7 +13,7 @@ from onetape.facts import SymbolInfo, TapeStats
 from onetape.live.recent import Recent, keep_up
 from onetape.live.waker import Waker
 from onetape.record import Tick
-from onetape.store import layout, query, seal
+from onetape.store import layout, minutes, query, seal
 from onetape.store.catalog import Catalog
 from onetape.store.query import Names
 from onetape.tape.continuous import view_of
@@ -124,7 +124,7 @@ class Reads(Handle):
             head = query.head(connection)
             sealed = seal.seal_position(connection)
             pruned_seq = connection.execute("SELECT pruned_seq FROM state").get
-            kept = connection.execute("SELECT count(*) FROM bar WHERE source_id = 0").get
+            kept = minutes.count(connection)
             chunk_count = connection.execute("SELECT count(*) FROM chunk").get
             bad = connection.execute("SELECT count(*) FROM quarantine").get
         wal = layout.wal_path(self.path)

@@ -10,7 +10,7 @@ import apsw
 import msgspec
 
 from onetape.clock import now_ns
-from onetape.errors import OnetapeError
+from onetape.errors import ChunkCorrupt, OnetapeError
 from onetape.record import SeqRange
 from onetape.store import layout, lifecycle, minutes, seal, spans, sqlite
 from onetape.tape.handle import log
@@ -67,8 +67,8 @@ class Sealing(Upkeep):
             self._seal_error = None
             self._catalog.refresh(connection)  # so that single appends heed changed names at last
             if head - sealed < layout.SEAL_RECORDS:
-                self._merge_when_due(connection)
                 self._prune_when_due(connection)
+                self._merge_when_due(connection)
             sqlite.restart_log(connection, self.path, _LOG_PATIENCE_MS, self._busy_timeout_ms)
         except apsw.BusyError:
             self._tail_from += layout.SEAL_RECORDS // 4  # others are writing: they or a later append will seal
@@ -107,10 +107,15 @@ class Sealing(Upkeep):
             log.warning("moving the log of %s into it failed: %s", self.path, error)  # a later commit does it
 
     def _merge_when_due(self, connection: apsw.Connection) -> None:
-        found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS)
+        found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS, self._damaged)
         if not found:
             return
-        merge = spans.prepare(connection, found, spans.MERGED)
+        try:
+            merge = spans.prepare(connection, found, spans.MERGED)
+        except ChunkCorrupt as error:  # what is damaged stays as it is, and holds nothing else up
+            self._damaged.update(span.seal for span in found)
+            log.error("merging chunks of %s failed: %s", self.path, error)
+            return
         with self._transaction(connection):
             spans.replace(connection, merge)
         if self._compactor is None and spans.due(connection, spans.COMPACT, _COMPACT_RECORDS):
@@ -179,12 +184,10 @@ class Sealing(Upkeep):
         connection = self._connect("rw")
         try:
             done, records = self._compact(connection, 1)
-            now = now_ns()
-            while True:
+            days = minutes.to_pack(connection, now_ns())
+            for start in range(0, len(days), _DAYS_A_STEP):
                 with self._transaction(connection):
-                    packed = minutes.pack(connection, now, _DAYS_A_STEP)
-                if not packed:
-                    break
+                    minutes.pack(connection, days[start : start + _DAYS_A_STEP])
             while lifecycle.give_back(connection):
                 pass
             sqlite.move_log(connection)
