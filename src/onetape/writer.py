@@ -21,6 +21,10 @@ class Run(NamedTuple):
     rows: list[bytes]
 
 
+class NameUnknown(LookupError):
+    """A tick's symbol or source has to be asked of the tape, which may take as long as another process writes."""
+
+
 #: Packs a tick as (bits, row). Raises InvalidRecord.
 Pack = Callable[[Tick], tuple[int, bytes]]
 #: Stores runs in their order, in one transaction. wait: for other processes' writes, or raise TapeBusy at once.
@@ -42,6 +46,7 @@ class Writer:
         commit: Commit,
         max_delay_ms: float = 5,
         max_records: int = 4096,
+        patient: bool = True,
     ) -> None:
         if max_delay_ms <= 0 or max_records < 1:
             raise ConfigInvalid("max_delay_ms is positive and max_records at least 1")
@@ -49,6 +54,8 @@ class Writer:
         self._commit = commit
         self._delay_s = max_delay_ms / 1000
         self._max_records = max_records
+        self._patient = patient  # whether its thread waits for other processes: whoever appends then waits for it
+        self.storing = False
         self._held: list[Tick] = []
         self._runs: list[Run] = []
         self._bits = -1
@@ -74,7 +81,7 @@ class Writer:
         """Return whether the next append stores what is held first."""
         return 0 < len(self._held) >= self._max_records
 
-    def append(self, tick: Tick) -> None:
+    def append(self, tick: Tick, pack: Pack | None = None) -> None:
         """Take a tick to store within max_delay_ms; where max_records are held, those are stored first.
 
         Raises InvalidRecord, and TapeError when storing failed; the tick given was not taken then.
@@ -82,7 +89,7 @@ class Writer:
         with self._lock:
             if self._closed or self._error is not None or len(self._held) >= self._max_records:
                 self._make_room()
-            packed = self._pack(tick)
+            packed = self._pack(tick) if pack is None else pack(tick)
             if packed[0] != self._bits:
                 run = Run(packed[0], [])
                 self._runs.append(run)
@@ -124,7 +131,11 @@ class Writer:
     def _store(self, wait: bool) -> None:
         if not self._held:
             return
-        self._commit(self._runs, wait)
+        self.storing = True
+        try:
+            self._commit(self._runs, wait)
+        finally:
+            self.storing = False
         self.stored += len(self._held)
         self._held, self._runs, self._bits = [], [], -1
 
@@ -137,7 +148,10 @@ class Writer:
             with self._lock:
                 try:
                     if not self._closed:
-                        self._store(True)
+                        self._store(self._patient)
+                except TapeBusy as error:
+                    if self._patient:
+                        self._error = error  # else it is tried again after the next delay
                 except OnetapeError as error:
                     self._error = error
                 except Exception as error:  # noqa: BLE001  (a thread has nobody above it: the next call raises it)
@@ -169,9 +183,10 @@ class AsyncWriter:
     At most `max_records` ticks are at risk, and each for at most `max_delay_ms`; otherwise as Writer.
     """
 
-    def __init__(self, writer: Writer, blocks: bool) -> None:
+    def __init__(self, writer: Writer, blocks: bool, pack: Pack | None = None) -> None:
         self._writer = writer
         self._take = writer.append
+        self._pack = pack  # in a thread, of what the writer's own cannot pack
         self._blocks = blocks  # a commit waits for the disk: it is made in a thread
 
     @property
@@ -181,9 +196,13 @@ class AsyncWriter:
 
     async def append(self, tick: Tick) -> None:
         """As Writer.append()."""
-        while self._writer.full and (self._blocks or not self._writer.try_flush()):
-            await in_thread(self._writer.flush)  # and look again: other tasks may have filled it meanwhile
-        self._take(tick)
+        writer = self._writer
+        while writer.storing or (writer.full and (self._blocks or not writer.try_flush())):
+            await in_thread(writer.flush)  # and look again: other tasks may have filled it meanwhile
+        try:
+            self._take(tick)
+        except NameUnknown:
+            await in_thread(self._take, tick, self._pack)
 
     async def flush(self) -> None:
         """As Writer.flush()."""

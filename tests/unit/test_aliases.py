@@ -298,3 +298,18 @@ def test_real_quotes_by_token_and_by_name_are_one_symbol(sample_data: Path, tape
             tape.append(_tick(name, at, answer["last_price"]))
     assert [(info.symbol, info.ticks) for info in tape.symbols()] == [("NSE:INFY", 6)]
     assert _prices(tape, "408065") == [1074.8, 1074.8, 1075.0, 1075.0, 1074.35, 1074.35]
+
+
+def test_a_writer_stores_under_what_a_name_means_for_its_source(tmp_path):
+    path = tmp_path / "t.db"
+    with onetape.open(path) as here, onetape.open(path) as there:
+        for tape in (here, there):
+            tape.append(Tick("FOO", T0, price=1.0))
+        here.alias("123", "FOO", source="kite")
+        here.alias("foo", "FOO")
+        for tape in (here, there):
+            with tape.writer() as writer:
+                writer.append(Tick("123", T0 + 1, price=2.0, source="kite"))
+                writer.append(Tick("foo", T0 + 2, price=3.0))
+                writer.append(Tick("123", T0 + 3, price=4.0, source="other"))
+        assert {info.symbol: info.ticks for info in there.symbols()} == {"123": 2, "FOO": 6}

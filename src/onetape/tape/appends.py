@@ -20,7 +20,7 @@ from onetape.store.table import Batch
 from onetape.store.tick_row import encode_tick, tick_row
 from onetape.tape.follows import Follows
 from onetape.tape.sealing import Sealing
-from onetape.writer import AsyncWriter, Run, Writer
+from onetape.writer import AsyncWriter, NameUnknown, Pack, Run, Writer
 
 OnInvalid = Literal["raise", "quarantine"]
 _APPEND_ONE = journal.APPEND_ONE
@@ -183,10 +183,7 @@ class Appends(Sealing, Follows):
 
         At most `max_records` ticks wait; the next one stores them first.
         """
-        self._writing()
-        made = Writer(self._row, self._commit_runs, max_delay_ms, max_records)
-        self._writers.add(made)
-        return made
+        return self._writer(self._row, max_delay_ms, max_records, patient=True)
 
     def awriter(self, max_delay_ms: float = 5, max_at_risk: int = 4096) -> AsyncWriter:
         """Return a writer for asyncio: `async with tape.awriter(max_at_risk=100) as w: await w.append(tick)`.
@@ -194,10 +191,24 @@ class Appends(Sealing, Follows):
         As writer(), where at most `max_at_risk` ticks are not durable yet when an append returns. The event loop never
         waits for another process's write, nor for the disk where durability is "power".
         """
-        return AsyncWriter(self.writer(max_delay_ms, max_at_risk), blocks=self.durability == "power")
+        made = self._writer(self._row_of_known, max_delay_ms, max_at_risk, patient=False)
+        return AsyncWriter(made, self.durability == "power", self._row)
+
+    def _writer(self, pack: Pack, max_delay_ms: float, max_records: int, patient: bool) -> Writer:
+        self._writing()
+        made = Writer(pack, self._commit_runs, max_delay_ms, max_records, patient)
+        self._writers.add(made)
+        return made
 
     def _row(self, tick: Tick) -> tuple[int, bytes]:
         """Return a tick packed as one row. Raises InvalidRecord. A new symbol or source is written down first."""
+        try:
+            return self._row_of_known(tick)
+        except NameUnknown:
+            return self._row_of_any(tick)
+
+    def _row_of_known(self, tick: Tick) -> tuple[int, bytes]:
+        """Return a tick packed as one row. Raises InvalidRecord, or NameUnknown where the tape has to be asked."""
         try:
             symbol_id = self._symbol_ids.get(tick.symbol)
             source_id = self._source_ids.get(tick.source)
@@ -209,23 +220,25 @@ class Appends(Sealing, Follows):
             pass
         self.check(tick)
         if tick.symbol not in self._symbol_ids or tick.source not in self._source_ids:
-            self._learn(tick)
+            raise NameUnknown(tick.symbol)
         columns = dict(table.from_records([tick], layout.KIND_TICK, 0).columns)
-        columns["symbol"] = np.array([self._symbol_ids[tick.symbol]])
-        if "source" in columns:
-            columns["source"] = np.array([self._source_ids[tick.source]])
-        return block.one_row(layout.KIND_TICK, columns)
+        return _one_row(columns, self._symbol_ids[tick.symbol], self._source_ids[tick.source])
 
-    def _learn(self, tick: Tick) -> None:
+    def _row_of_any(self, tick: Tick) -> tuple[int, bytes]:
+        """As _row(), after asking the tape what the tick's names stand for, and writing down those that are new."""
         connection = self._writing()
         with self._write_lock:
             try:
                 with self._transaction(connection):
-                    sources = [] if tick.source is None else [tick.source]
-                    self._catalog.add(connection, [tick.symbol], sources)
+                    found = [table.from_records([tick], layout.KIND_TICK, 0)]
+                    (batch,), _ = journal.named(connection, self._catalog, found)
+                    symbol = batch.symbols[int(batch.columns["symbol"][0])]
+                    symbol_id = self._catalog.ids(connection, "symbol", [symbol])[0]
+                    source_id = 0 if tick.source is None else self._catalog.ids(connection, "source", [tick.source])[0]
                 self._catalog.load(connection)
             except apsw.Error as error:
                 raise self._failed(error, "append to") from error
+        return _one_row(dict(batch.columns), symbol_id, source_id)
 
     def _commit_runs(self, runs: list[Run], wait: bool) -> SeqRange:
         connection = self._writing()
@@ -290,3 +303,10 @@ class Appends(Sealing, Follows):
     async def aappend_table(self, data: Any, **identity: Any) -> SeqRange:
         """As append_table(), off the event loop."""
         return await in_thread(self.append_table, data, **identity)
+
+
+def _one_row(columns: block.Columns, symbol_id: int, source_id: int) -> tuple[int, bytes]:
+    columns["symbol"] = np.array([symbol_id])
+    if "source" in columns:
+        columns["source"] = np.array([source_id])
+    return block.one_row(layout.KIND_TICK, columns)
