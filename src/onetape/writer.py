@@ -53,10 +53,10 @@ class Writer:
         self._pack = pack
         self._commit = commit
         self._delay_s = max_delay_ms / 1000
-        self._max_records = max_records
+        self.max_records = max_records
         self._patient = patient  # whether its thread waits for other processes: whoever appends then waits for it
         self.storing = False
-        self._held: list[Tick] = []
+        self.held: list[Tick] = []
         self._runs: list[Run] = []
         self._bits = -1
         self._rows: list[bytes] = []
@@ -74,12 +74,12 @@ class Writer:
     def pending(self) -> list[Tick]:
         """Return the ticks that are not stored yet."""
         with self._lock:
-            return list(self._held)
+            return list(self.held)
 
     @property
     def full(self) -> bool:
         """Return whether the next append stores what is held first."""
-        return 0 < len(self._held) >= self._max_records
+        return 0 < len(self.held) >= self.max_records
 
     def append(self, tick: Tick, pack: Pack | None = None) -> None:
         """Take a tick to store within max_delay_ms; where max_records are held, those are stored first.
@@ -87,7 +87,7 @@ class Writer:
         Raises InvalidRecord, and TapeError when storing failed; the tick given was not taken then.
         """
         with self._lock:
-            if self._closed or self._error is not None or len(self._held) >= self._max_records:
+            if self._closed or self._error is not None or len(self.held) >= self.max_records:
                 self._make_room()
             packed = self._pack(tick) if pack is None else pack(tick)
             if packed[0] != self._bits:
@@ -95,13 +95,13 @@ class Writer:
                 self._runs.append(run)
                 self._bits, self._rows = run.bits, run.rows
             self._rows.append(packed[1])
-            if not self._held:
+            if not self.held:
                 self._since = time.monotonic()
-            self._held.append(tick)
+            self.held.append(tick)
 
     def forked(self) -> None:
         """Make sure, in a process that was forked, that nothing is taken: the parent stores what is held."""
-        self._lock, self._max_records = threading.RLock(), 0
+        self._lock, self.max_records = threading.RLock(), 0
 
     def _make_room(self) -> None:
         if os.getpid() != self._pid:
@@ -129,21 +129,21 @@ class Writer:
             return True
 
     def _store(self, wait: bool) -> None:
-        if not self._held:
+        if not self.held:
             return
         self.storing = True
         try:
             self._commit(self._runs, wait)
         finally:
             self.storing = False
-        self.stored += len(self._held)
-        self._held, self._runs, self._bits = [], [], -1
+        self.stored += len(self.held)
+        self.held, self._runs, self._bits = [], [], -1
 
     def _run(self) -> None:
         """Store what has waited for max_delay_ms."""
         while not self._closed:
             self._wake.wait(self._delay_s)
-            if not self._held or self._error is not None or time.monotonic() - self._since < self._delay_s / 2:
+            if not self.held or self._error is not None or time.monotonic() - self._since < self._delay_s / 2:
                 continue
             with self._lock:
                 try:
@@ -186,6 +186,7 @@ class AsyncWriter:
     def __init__(self, writer: Writer, blocks: bool, pack: Pack | None = None) -> None:
         self._writer = writer
         self._take = writer.append
+        self._most = writer.max_records
         self._pack = pack  # in a thread, of what the writer's own cannot pack
         self._blocks = blocks  # a commit waits for the disk: it is made in a thread
 
@@ -197,12 +198,17 @@ class AsyncWriter:
     async def append(self, tick: Tick) -> None:
         """As Writer.append()."""
         writer = self._writer
-        while writer.storing or (writer.full and (self._blocks or not writer.try_flush())):
-            await in_thread(writer.flush)  # and look again: other tasks may have filled it meanwhile
+        if writer.storing or len(writer.held) >= self._most:
+            await self._make_room()
         try:
             self._take(tick)
         except NameUnknown:
             await in_thread(self._take, tick, self._pack)
+
+    async def _make_room(self) -> None:
+        writer = self._writer
+        while writer.storing or (writer.full and (self._blocks or not writer.try_flush())):
+            await in_thread(writer.flush)  # and look again: other tasks may have filled it meanwhile
 
     async def flush(self) -> None:
         """As Writer.flush()."""

@@ -17,7 +17,7 @@ from onetape.record import Bar, SeqRange, Tick
 from onetape.store import block, journal, layout, sqlite, table
 from onetape.store.journal import Identity
 from onetape.store.table import Batch
-from onetape.store.tick_row import encode_tick, tick_row
+from onetape.store.tick_row import encode_tick, wide_row
 from onetape.tape.follows import Follows
 from onetape.tape.sealing import Sealing
 from onetape.writer import AsyncWriter, NameUnknown, Pack, Run, Writer
@@ -213,7 +213,7 @@ class Appends(Sealing, Follows):
             symbol_id = self._symbol_ids.get(tick.symbol)
             source_id = self._source_ids.get(tick.source)
             if symbol_id is not None and source_id is not None:
-                packed = tick_row(tick, symbol_id, source_id)
+                packed = wide_row(tick, symbol_id, source_id)
                 if packed is not None:
                     return packed
         except Exception:  # noqa: BLE001, S110  (whatever it was: check() names the field)
