@@ -3,6 +3,7 @@
 #   make test    every test; what a machine lacks is skipped by name
 #   make check   ruff, mypy --strict, the layers
 #   make bench   the benchmarks, beside their peers (QUICK=1 for a smoke run)
+#   make pictures  the pictures of docs/reading_history.md, drawn anew
 #   make apt     Debian's redis-server, so that the tests run against it too (needs root)
 
 PYTHON ?= python3
@@ -17,9 +18,9 @@ endif
 JOBS ?= auto
 TESTS ?= tests
 
-.PHONY: help setup demo test check bench apt clean
+.PHONY: help setup demo test check bench pictures apt clean
 help:
-	@sed -n '2,7p' Makefile | cut -c3-
+	@sed -n '2,8p' Makefile | cut -c3-
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onetape needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
@@ -60,6 +61,9 @@ $(PEERS)/.installed: requirements/peers.txt | $(VENV)/.python
 bench: $(VENV)/.tests
 	-@$(MAKE) --no-print-directory $(PEERS)/.installed
 	ONETAPE_BENCH_PEERS=$(abspath $(PEERS))/bin/python $(BIN)/python -m bench $(if $(QUICK),--quick) $(BENCH)
+
+pictures: $(VENV)/.tests
+	$(BIN)/python docs/pictures/draw.py
 
 apt:
 	apt-get update -qq
