@@ -169,13 +169,12 @@ def draw_quotes(tape: onetape.Tape) -> Picture:
         picture.path(steps, colour)
     for row in trades:
         at = x(row["ts_event_ns"])
-        picture.line(at, y(row["price"]), x(row["quote_ts_ns"]), y(row["price"]), INK, 1)
         picture.dot(at, y(row["price"]), INK, 2 + row["size"] / 2)
     for seconds in range(0, 121, 30):
         at = start_ns + seconds * SECOND
         picture.text(x(at), 310, f"{datetime.fromtimestamp(at / SECOND, UTC):%H:%M:%S}", "middle", FAINT)
     picture.legend(
-        left, 28, [(RED, "ask"), (GREEN, "bid"), (INK, "trade, larger with its size; the tail goes back to its quote")]
+        left, 28, [(RED, "ask"), (GREEN, "bid"), (INK, "trade, larger with its size")]
     )
     return picture
 
