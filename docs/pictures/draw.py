@@ -173,9 +173,7 @@ def draw_quotes(tape: onetape.Tape) -> Picture:
     for seconds in range(0, 121, 30):
         at = start_ns + seconds * SECOND
         picture.text(x(at), 310, f"{datetime.fromtimestamp(at / SECOND, UTC):%H:%M:%S}", "middle", FAINT)
-    picture.legend(
-        left, 28, [(RED, "ask"), (GREEN, "bid"), (INK, "trade, larger with its size")]
-    )
+    picture.legend(left, 28, [(RED, "ask"), (GREEN, "bid"), (INK, "trade, larger with its size")])
     return picture
 
 
