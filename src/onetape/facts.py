@@ -10,7 +10,10 @@ from onetape.live.subscription import SubscriptionStats
 
 
 class SymbolInfo(msgspec.Struct, frozen=True):
-    """What the tape holds of one symbol: records kept, and the times (ns) of the first and the last of them."""
+    """What the tape holds of one symbol: records kept, and the times (ns) of the first and the last of them.
+
+    Ticks that were taken back are counted too: they are on the tape still.
+    """
 
     symbol: str
     ticks: int
