@@ -17,7 +17,7 @@ import pytest
 import onetape
 from onetape import Bar, Tick
 from onetape.record import SeqRange
-from onetape.store import bars, layout, moments, spans
+from onetape.store import bars, layout, moments, packed, spans
 from onetape.store.layout import index_path
 from onetape.writer import AsyncWriter, Writer
 
@@ -199,3 +199,67 @@ def test_kept_bars_are_counted_by_the_hour_and_by_the_day(tmp_path):
         tape.append(Tick("A", T0 + 7, price=2.0))
         tape.seal()
         assert tape.stats().bars_kept == 300
+
+
+def _days_of_bars(tape, days=3):
+    """A tick a minute on some days, sealed, and the bars packed by the day."""
+    day = 86_400 * 10**9
+    start = T0 // day * day
+    for number in range(days):
+        tape.append_table(
+            {
+                "symbol": "A",
+                "ts_event_ns": [start + number * day + i * 60 * 10**9 for i in range(1440)],
+                "price": [100.0 + i % 7 for i in range(1440)],
+                "size": 1.0,
+            }
+        )
+    tape.compact()
+    return start, day
+
+
+def test_retention_of_bars_leaves_the_rest_of_a_packed_day(tmp_path):
+    path = tmp_path / "t.db"
+    with onetape.open(path, retention_days=None) as tape:
+        start, day = _days_of_bars(tape)
+        raw = apsw.Connection(str(path))
+        raw.execute("UPDATE chunk SET sealed_ns = ts_max")
+        raw.close()
+        noon_of_the_second = start + day + day // 2
+        tape.prune(now=noon_of_the_second + 10 * day, retention_days=5, bar_retention_days=10)
+        assert tape.bar_list("A")[0].ts_start_ns <= noon_of_the_second
+        assert len(tape.bar_list("A", start=noon_of_the_second)) == 720 + 1440
+
+
+def test_a_repair_of_a_packed_days_bars_makes_the_whole_day_again(tmp_path):
+    path = tmp_path / "t.db"
+    with onetape.open(path, retention_days=None) as tape:
+        _days_of_bars(tape)
+        before = tape.bar_list("A")
+    for damage in (
+        "UPDATE minute SET payload = CAST(substr(payload, 1, 200) || zeroblob(40) || substr(payload, 241) AS BLOB)",
+        "UPDATE minute SET payload = CAST(x'07' || substr(payload, 2) AS BLOB)",
+    ):
+        raw = apsw.Connection(str(path))
+        raw.execute(damage + " WHERE id = (SELECT min(id) FROM minute)")
+        raw.close()
+        onetape.repair(path, execute=True)
+        with onetape.open(path, retention_days=None) as tape:
+            assert tape.bar_list("A") == before
+            tape.compact()
+
+
+def test_a_repair_of_one_wrong_bar_leaves_the_rest_of_its_packed_day(tmp_path):
+    path = tmp_path / "t.db"
+    with onetape.open(path, retention_days=None) as tape:
+        _days_of_bars(tape)
+        before = tape.bar_list("A")
+    raw = apsw.Connection(str(path))
+    row_id, payload = raw.execute("SELECT id, payload FROM minute ORDER BY id LIMIT 1").fetchall()[0]
+    kind, columns = packed.unpack(payload[1:], "the bars")
+    columns["close"][0] = 99.0
+    raw.execute("UPDATE minute SET payload = ? WHERE id = ?", (payload[:1] + packed.pack(kind, columns), row_id))
+    raw.close()
+    onetape.repair(path, execute=True)
+    with onetape.open(path, retention_days=None) as tape:
+        assert tape.bar_list("A") == before

@@ -35,7 +35,9 @@ def of_bars(connection: apsw.Connection, symbol_id: int) -> Counter[int]:
     found: Counter[int] = Counter(dict(rows))
     first, behind = minutes._id(symbol_id, 0), minutes._id(symbol_id + 1, 0)
     hours: list[Any] = connection.execute(
-        "SELECT (id - ?) / 24, 60 * count(*) FROM minute WHERE id >= ? AND id < ? GROUP BY 1", (first, first, behind)
+        "SELECT (id - ?) / 24, sum(CASE substr(payload, 1, 1) WHEN x'00' THEN 60 ELSE 1440 END) FROM minute"
+        " WHERE id >= ? AND id < ? GROUP BY 1",
+        (first, first, behind),
     ).fetchall()
     found.update(dict(hours))
     for kind in (KIND_TICK, KIND_BAR):

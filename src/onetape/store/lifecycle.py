@@ -118,9 +118,9 @@ def _prune_cancels(connection: apsw.Connection, before_ns: int, covered: int) ->
 
 
 def prune_bars_step(connection: apsw.Connection, bars_before_ns: int, before_ns: int | None) -> int:
-    """Remove some hours of the tape's own 1-minute bars that were over by a time and whose ticks are gone too.
+    """Remove some days of the tape's own 1-minute bars that were over by a time and whose ticks are gone too.
 
-    Return how many hours. The caller holds a write transaction.
+    Return how many rows, of an hour or a day each. The caller holds a write transaction.
     """
     for first, last in _bar_ranges(connection, bars_before_ns, before_ns):
         connection.execute(
@@ -147,9 +147,9 @@ def _bar_ranges(connection: apsw.Connection, bars_before_ns: int, before_ns: int
             (-1 if before_ns is None else before_ns, KIND_TICK, symbol_id, MIXED, covered),
         )
         until = bars_before_ns if oldest is None else min(bars_before_ns, int(oldest))
-        hours = until // minutes.HOUR_NS
-        if hours > 0:
-            ranges.append((minutes._id(symbol_id, 0), minutes._id(symbol_id, (hours - 1) * minutes.HOUR_NS)))
+        over_ns = until // DAY_NS * DAY_NS  # whole days: a row may hold one
+        if over_ns > 0:
+            ranges.append((minutes._id(symbol_id, 0), minutes._id(symbol_id, over_ns - 1)))
     return ranges
 
 

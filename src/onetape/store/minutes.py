@@ -78,12 +78,6 @@ def _ids(symbol_id: int, start_ns: int, end_ns: int) -> tuple[int, int]:
     return _id(symbol_id, start_ns // DAY_NS * DAY_NS), _id(symbol_id, max(end_ns - 1, start_ns))
 
 
-def hours_of(row_id: int, payload: bytes) -> range:
-    """Return the hours (since the epoch) that a row holds."""
-    hour = row_id & (1 << _HOUR_BITS) - 1
-    return range(hour, hour + (24 if payload[:1] == _PACKED else 1))
-
-
 def _decode(rows: Sequence[tuple[int, bytes]]) -> Array:
     """Return the minutes of rows of table minute, in their order."""
     counts, parts = [], []
@@ -177,6 +171,16 @@ def _rows(made: Array, keys: Array) -> Iterator[tuple[int, bytes]]:
     for start, end in itertools.pairwise(bounds):
         body = rows[start:end].tobytes()
         yield int(keys[start]), _ROWS + xxhash.xxh3_64_digest(body) + body
+
+
+def unpack(connection: apsw.Connection, symbol_id: int, ns: int) -> None:
+    """Keep the day of a time by the hour, if it is packed, inside the caller's transaction."""
+    first = _id(symbol_id, ns // DAY_NS * DAY_NS)
+    for row in connection.execute("SELECT id, payload FROM minute WHERE id = ?", (first,)).fetchall():
+        found: Any = row
+        if found[1][:1] == _PACKED:
+            connection.execute("DELETE FROM minute WHERE id = ?", (first,))
+            write(connection, _decode([found]))
 
 
 def take_over(connection: apsw.Connection) -> None:

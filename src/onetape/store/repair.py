@@ -252,10 +252,10 @@ class _Repair:
                 minutes._decode([(row_id, payload)])
             except ChunkCorrupt as error:
                 symbol_id, hour = row_id >> 24, row_id & 0xFFFFFF
-                start = hour * minutes.HOUR_NS
-                self._set_aside(f"bars {row_id}", symbol_id, 0, 0, start, start + minutes.HOUR_NS - 1, 0, error.message,
-                                {"id": row_id}, payload)  # fmt: skip
-                hours.add((symbol_id, hour))
+                start, many = hour * minutes.HOUR_NS, 1 if hour % 24 else 24  # a day's first row may hold the day
+                self._set_aside(f"bars {row_id}", symbol_id, 0, 0, start, start + many * minutes.HOUR_NS - 1, 0,
+                                error.message, {"id": row_id}, payload)  # fmt: skip
+                hours |= {(symbol_id, hour + later) for later in range(many)}
                 if self._execute:
                     self._connection.execute("DELETE FROM minute WHERE id = ?", (row_id,))
         if self._execute or not self._aside:  # bars can be compared only where all of their ticks can be read
@@ -273,6 +273,7 @@ class _Repair:
         since = max(start_ns, -(-since // MINUTE_NS) * MINUTE_NS)
         if since >= end_ns:
             return
+        minutes.unpack(self._connection, symbol_id, start_ns)
         old = minutes.read(self._connection, symbol_id, start_ns, end_ns)
         ticks = query.ticks(self._connection, symbol_id, since, end_ns)
         made: Array = np.zeros(0, bars.MINUTES)
