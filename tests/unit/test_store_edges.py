@@ -263,3 +263,15 @@ def test_a_repair_of_one_wrong_bar_leaves_the_rest_of_its_packed_day(tmp_path):
     onetape.repair(path, execute=True)
     with onetape.open(path, retention_days=None) as tape:
         assert tape.bar_list("A") == before
+
+
+def test_corrections_are_awaited_off_the_event_loop(tmp_path):
+    async def correct(tape):
+        tape.append([Tick("A", T0 + i, price=float(i)) for i in range(3)])
+        first, second, _ = tape.recent("A")
+        await tape.acancel(first)
+        await tape.arevise(second, Tick("A", T0 + 1, price=9.0))
+
+    with onetape.open(tmp_path / "t.db") as tape:
+        asyncio.run(correct(tape))
+        assert [tick.price for tick in tape.recent("A")] == [9.0, 2.0]

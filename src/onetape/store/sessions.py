@@ -9,7 +9,7 @@ first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from difflib import get_close_matches
 from functools import lru_cache
@@ -254,9 +254,3 @@ class Known(Protocol):
     def exceptions(self, first_day: int, last_day: int) -> tuple[Sequence[int], dict[int, int], dict[int, int]]: ...
 
     def check(self, first_day: int, last_day: int) -> None: ...
-
-
-def iterate(found: Windows) -> Iterator[tuple[date, int, int]]:
-    """Yield (trading day, open, close) of each span."""
-    for opens, closes, day in zip(*(column.tolist() for column in found), strict=True):
-        yield day_of(day), opens, closes

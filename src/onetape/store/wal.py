@@ -39,11 +39,6 @@ class Log(NamedTuple):
     suspect: int
     pages: dict[int, int]  # page number → offset of its newest committed content
 
-    @property
-    def torn_bytes(self) -> int:
-        """Return what lies behind the last finished commit: a commit that was cut off, or remains of an older log."""
-        return max(0, self.bytes - _HEADER.size - self.committed * (_FRAME_BYTES + self.page_bytes))
-
 
 def read(path: Path) -> Log | None:
     """Return what is in the log of the tape at `path`, or None if it has none, or one that no SQLite would read."""
