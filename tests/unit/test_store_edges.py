@@ -226,7 +226,9 @@ def test_retention_of_bars_leaves_the_rest_of_a_packed_day(tmp_path):
         raw.execute("UPDATE chunk SET sealed_ns = ts_max")
         raw.close()
         noon_of_the_second = start + day + day // 2
-        tape.prune(now=noon_of_the_second + 10 * day, retention_days=5, bar_retention_days=10)
+        asked = {"now": noon_of_the_second + 10 * day, "retention_days": 5, "bar_retention_days": 10}
+        assert tape.prune_plan(**asked).bar_hours == 24
+        tape.prune(**asked)
         assert tape.bar_list("A")[0].ts_start_ns <= noon_of_the_second
         assert len(tape.bar_list("A", start=noon_of_the_second)) == 720 + 1440
 

@@ -56,7 +56,14 @@ def plan(connection: apsw.Connection, before_ns: int | None, bars_before_ns: int
     hours = 0
     if bars_before_ns is not None:
         for first, last in _bar_ranges(connection, bars_before_ns, before_ns):
-            hours += int(ask.value(connection, "SELECT count(*) FROM minute WHERE id BETWEEN ? AND ?", (first, last)))
+            hours += int(
+                ask.value(
+                    connection,
+                    "SELECT ifnull(sum(CASE substr(payload, 1, 1) WHEN x'00' THEN 1 ELSE 24 END), 0) FROM minute"
+                    " WHERE id BETWEEN ? AND ?",
+                    (first, last),
+                )
+            )
     return PrunePlan(int(ticks), int(size), hours, kept, held)
 
 
