@@ -9,11 +9,13 @@ from onetape.asof import join_as_of
 from onetape.clock import now_ns, to_ns
 from onetape.errors import (
     ChunkCorrupt,
+    CommandUnmapped,
     ConfigInvalid,
     CursorConflict,
     EndpointError,
     ExportFailed,
     GapUnknown,
+    GateRefused,
     HistoryGone,
     ImportInvalid,
     InvalidRecord,
@@ -23,6 +25,8 @@ from onetape.errors import (
     NameAmbiguous,
     NameTaken,
     OnetapeError,
+    OperatorBusy,
+    PhaseRefused,
     PlanCollision,
     PlanInvalid,
     PreflightRefused,
@@ -31,6 +35,7 @@ from onetape.errors import (
     RecordMissing,
     SnapshotExists,
     SnapshotMissing,
+    StateMoved,
     SubscriberTooSlow,
     TapeBusy,
     TapeClosed,
@@ -75,7 +80,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BUY",
+    "CommandUnmapped",
+    "GateRefused",
+    "OperatorBusy",
+    "PhaseRefused",
     "SELL",
+    "StateMoved",
     "UNKNOWN",
     "Alias",
     "AliasesAdded",

@@ -34,7 +34,12 @@ OnetapeError
     ├── PreflightRefused     the server is not fit for a migration; names every reason
     ├── EndpointError        Redis: unreachable, refused, cut off, or an error reply
     ├── LedgerUnusable       the ledger is damaged, or belongs to another plan
-    └── LedgerBusy           another migrator is at work with this ledger
+    ├── LedgerBusy           another migrator is at work with this ledger
+    ├── PhaseRefused         a command out of its turn, or a phase that there is not
+    ├── GateRefused          the cutover is not safe yet; names every reason
+    ├── StateMoved           somebody else changed the migration's state meanwhile
+    ├── OperatorBusy         another operator is at work with this migration
+    └── CommandUnmapped      a command that cannot be written to both sides
 """
 
 from __future__ import annotations
@@ -207,3 +212,23 @@ class LedgerUnusable(MigrationError):
 
 class LedgerBusy(MigrationError):
     """Another migrator is at work with this ledger."""
+
+
+class PhaseRefused(MigrationError):
+    """A command that does not belong to the present phase of a migration, or a phase that there is not."""
+
+
+class GateRefused(MigrationError):
+    """The cutover is not safe yet: `facts["reasons"]` has every reason. Nothing was changed."""
+
+
+class StateMoved(MigrationError):
+    """Somebody else changed the migration's state since it was read. Nothing was changed by us."""
+
+
+class OperatorBusy(MigrationError):
+    """Another operator is at work with this migration: `facts` say who and since when. Nothing was changed."""
+
+
+class CommandUnmapped(MigrationError):
+    """A command of a dual-writing client that cannot be written to both sides. Nothing was sent."""

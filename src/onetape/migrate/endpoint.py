@@ -167,6 +167,11 @@ class Endpoint:
         self.version = tuple(int(part) for part in version.split(".") if part.isdecimal())
 
     @property
+    def closed(self) -> bool:
+        """Return whether the connection was closed or lost."""
+        return self._closed
+
+    @property
     def has_expire_time(self) -> bool:
         """Return whether the server knows PEXPIRETIME (Redis 7.0, every Valkey)."""
         return self.server == "valkey" or self.version >= (7, 0)

@@ -1,0 +1,40 @@
+"""Routes: both names of a key, from either side."""
+
+from __future__ import annotations
+
+from onetape.migrate.plan import Plan
+from onetape.migrate.routes import Routes
+
+ROUTES = Routes(Plan.load())
+
+
+def test_an_old_name_and_its_new_name_give_the_same_route() -> None:
+    for db, old, new in [
+        (5, b"indicators:NFO:NIFTY25NOVFUT:rsi", b"ind:ta:NFO:NIFTY25NOVFUT:rsi"),
+        (5, b"indicators:X:volume_ratio", b"ind:volume:X:ratio"),
+        (2, b"volume_state:\xff\x00", b"vol:state:\xff\x00"),
+        (0, b"session:a:b", b"sys:session:a:b"),
+    ]:
+        route = ROUTES.of(db, old)
+        assert route is not None
+        assert (route.old_db, route.old_key, route.new_db, route.new_key) == (db, old, 1, new)
+        assert ROUTES.of(1, new) == route
+
+
+def test_a_key_that_the_plan_does_not_move_has_no_route() -> None:
+    assert ROUTES.of(5, b"other:X") is None
+    assert ROUTES.of(7, b"indicators:X:rsi") is None
+    assert ROUTES.of(1, b"onetape:migration:trading_system") is None
+
+
+def test_the_type_that_a_command_implies_decides_where_rules_ask_for_types() -> None:
+    stream = ROUTES.of(2, b"ticks:X", "stream")
+    assert stream is not None and stream.new_key == b"ticks:X"
+    assert ROUTES.of(2, b"ticks:X", "hash") is None
+
+
+def test_a_tick_hash_is_merged_and_a_name_of_several_sources_is_not_turned_round() -> None:
+    tick = ROUTES.of(0, b"tick:X", "hash")
+    assert tick is not None and tick.merged and tick.new_key == b"ticks:historical:X"
+    stream = ROUTES.of(1, b"ticks:X")
+    assert stream is not None and stream.shared and stream.old_key == b""
