@@ -49,6 +49,9 @@ RedisType = Literal["string", "hash", "list", "set", "zset", "stream"]
 
 DOCUMENTED = "trading_system"
 
+#: What keys of our own begin with: the state of a migration, copies on their way. No rule takes or gives them.
+OURS = b"onetape:"
+
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Another target for some values of one part of a rule's pattern."""
@@ -276,6 +279,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, dict=True, weakref=True):
                 self._invalid(index, "hash_ticks needs a {symbol} in its pattern and a target")
             return
         for template in route.templates:
+            if template.prefix.startswith(OURS):
+                self._invalid(index, f"target {template.text!r}: names that begin with {OURS.decode()} are onetape's")
             if template.dropped:
                 self._invalid(
                     index,
@@ -325,6 +330,7 @@ class Matcher:
             head: [(i, rule, _route(rule).resolve) for i, rule in items] for head, items in self._by_head.items()
         }
         self._open_chain = [(i, rule, _route(rule).resolve) for i, rule in self._open]
+        self._by_head[OURS], self._chains[OURS] = [], []
 
     def candidates(self, key: bytes) -> list[tuple[int, Rule]]:
         """Return the rules whose pattern fits the key, in order; types are not looked at."""

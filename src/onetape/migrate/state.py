@@ -16,6 +16,7 @@ import secrets
 import socket
 import threading
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -23,11 +24,9 @@ from onetape import clock
 from onetape.errors import EndpointError, OperatorBusy, PhaseRefused, StateMoved
 from onetape.migrate.endpoint import Endpoint, connect_again
 from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.plan import OURS, Plan
 
-#: What all keys of ours begin with in the target database: no rule takes them.
-OURS = b"onetape:"
-PREFIX = b"onetape:migration:"
+PREFIX = OURS + b"migration:"
 #: How long an operator's lease outlives the operator, ms.
 LEASE_MS = 15_000
 
@@ -70,7 +69,7 @@ class Names(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, plan: Plan) -> Names:
         """Return the keys of the plan's migration."""
-        base = PREFIX + plan.name.encode()
+        base = PREFIX + quote(plan.name, safe=" ").encode()  # a colon in a name must not look like one of ours
         parts = (b":clients", b":diverged", b":mirror", b":operator")
         return cls(plan.target_db, base, *(base + part for part in parts))
 
@@ -256,5 +255,5 @@ def required(state: State | None) -> State:
     return state
 
 
-__all__ = ["LEASE_MS", "OURS", "PREFIX", "Lease", "Names", "State", "change", "decode", "load", "operator",
+__all__ = ["LEASE_MS", "PREFIX", "Lease", "Names", "State", "change", "decode", "load", "operator",
            "required", "server_ms"]  # fmt: skip

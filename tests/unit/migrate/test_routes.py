@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from onetape.errors import PlanInvalid
 from onetape.migrate.plan import Plan
 from onetape.migrate.routes import Routes
+from onetape.migrate.state import Names
 
 ROUTES = Routes(Plan.load())
 
@@ -38,3 +42,23 @@ def test_a_tick_hash_is_merged_and_a_name_of_several_sources_is_not_turned_round
     assert tick is not None and tick.merged and tick.new_key == b"ticks:historical:X"
     stream = ROUTES.of(1, b"ticks:X")
     assert stream is not None and stream.shared and stream.old_key == b""
+
+
+def test_keys_of_our_own_are_taken_by_no_rule_and_given_by_none() -> None:
+    rules = '[[rule]]\nstep = "all"\nsource_db = 1\npattern = "{key}"\n'
+    plan = Plan.parse(f'name = "all"\ntarget_db = 2\n{rules}')
+    matcher = plan.matcher(1)
+    assert matcher.match(b"onetape:migration:all") is None
+    assert matcher.match_type(b"onetape:migration:all", "string") is None
+    assert matcher.candidates(b"onetape:merge:x") == []
+    assert matcher.match(b"onetape") is not None
+    with pytest.raises(PlanInvalid, match="begin with onetape:"):
+        Plan.parse(f'name = "all"\ntarget_db = 2\n{rules}target = "onetape:{{key}}"\n')
+
+
+def test_names_of_migrations_cannot_be_taken_for_one_anothers_keys() -> None:
+    plans = [
+        Plan.parse(f'name = "{n}"\n[[rule]]\nstep="s"\nsource_db=5\npattern="a:{{b}}"\n') for n in ("x", "x:clients")
+    ]
+    one, other = (Names.of(plan) for plan in plans)
+    assert one.clients != other.state
