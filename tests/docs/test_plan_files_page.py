@@ -1,4 +1,4 @@
-"""The reference of plan files: its plan is one, its fields are all there are, and what it says is refused is refused."""
+"""The reference of plan files: its plan is one, its fields are all there are, what it says is refused is refused."""
 
 from __future__ import annotations
 
