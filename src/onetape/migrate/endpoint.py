@@ -6,18 +6,17 @@ buffer to send and one hiredis reader to feed, so the server is the limit and no
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import ssl
 import time
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import hiredis
 
 from onetape.errors import ConfigInvalid, EndpointError
+from onetape.migrate.address import Address
 
 Argument = bytes | str | int | float
 
@@ -121,6 +120,7 @@ class Endpoint:
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._reader = hiredis.Reader(replyError=ReplyError)
         self._closed = False
+        self._demoted = False
         self.address = address
         self.writable = writable
         self.timeout_s = timeout_s
@@ -133,23 +133,50 @@ class Endpoint:
     def connect(cls, url: str, *, db: int = 0, writable: bool = True, timeout_s: float = 10.0) -> Endpoint:
         """Connect, log in, select `db` and learn the server's version.
 
-        `url`: redis://[USER:PASSWORD@]HOST[:PORT], rediss:// for TLS (?ca=FILE and ?insecure=1 are known), or
-        unix://[USER:PASSWORD@]/PATH. A database in the URL's path is ignored: rules name theirs. `timeout_s`
-        bounds the connect and every wait for the next bytes of a reply.
+        `url`: see address.py; of a sentinel:// the master is asked for anew with every connect. A database in the
+        URL's path is ignored: rules name theirs. `timeout_s` bounds the connect and every wait for the next bytes
+        of a reply.
         Raises ConfigInvalid for an URL that is none, EndpointError for all that goes wrong with the server.
         """
-        sock, address, user, password = _open_socket(url, timeout_s)
-        endpoint = cls(sock, address=address, writable=writable, timeout_s=timeout_s)
+        where = Address.parse(url)
+        if where.scheme == "cluster":
+            raise ConfigInvalid(f"{where.name} is a Redis Cluster", hint="a cluster can be a target only: --target URL")
+        return cls._connect(where, db=db, writable=writable, timeout_s=timeout_s)
+
+    @classmethod
+    def _connect(cls, where: Address, *, db: int, writable: bool, timeout_s: float) -> Endpoint:
+        sock, name = where.open(timeout_s)
+        endpoint = cls(sock, address=name, writable=writable, timeout_s=timeout_s)
         try:
-            if password is not None:
-                endpoint.call("AUTH", *([user] if user else []), password)
+            if where.password is not None:
+                endpoint.call("AUTH", *([where.user] if where.user else []), where.password)
             endpoint._identify()
+            if where.scheme == "sentinel":
+                endpoint._follow_master(where.name)
             if db:
                 endpoint.select(db)
         except BaseException:
             endpoint.close()
             raise
         return endpoint
+
+    def _follow_master(self, name: str) -> None:
+        """From here on, a server that is no master (any more) counts as a lost connection."""
+        try:
+            role = self.call("ROLE")[0]
+        except EndpointError as error:
+            if error.facts.get("code") != "NOPERM":
+                raise
+            role = b"master"
+        if role != b"master":  # the sentinels have not agreed yet
+            raise EndpointError(f"{self.address} is no master", hint="wait for the failover", code="UNREACHABLE")
+        self.address = name
+        self._reader = hiredis.Reader(replyError=self._watch_for_demotion)
+
+    def _watch_for_demotion(self, message: str) -> ReplyError:
+        error = ReplyError(message)
+        self._demoted = self._demoted or error.code == "READONLY"
+        return error
 
     def _identify(self) -> None:
         try:
@@ -248,6 +275,8 @@ class Endpoint:
                     self._feed()
                 else:
                     got.append(reply)
+            if self._demoted:  # a failover that left our connection open: whoever is asked next must be the master
+                raise ConnectionResetError("the server is no master any more")
         except OSError as error:
             self._raise_cut(error)
         except hiredis.ProtocolError as error:
@@ -317,16 +346,20 @@ def parse_info(reply: bytes) -> dict[str, str]:
 
 
 def connect_again(
-    url: str, *, db: int = 0, writable: bool = True, timeout_s: float = 10.0, attempts: int = 6
+    url: str, *, db: int = 0, writable: bool = True, timeout_s: float = 10.0, attempts: int | None = None
 ) -> Endpoint:
-    """Connect, trying `attempts` times while the server is away, with pauses of 0.1, 0.2, 0.4 ... s."""
+    """Connect, trying `attempts` times while the server is away, with pauses of 0.1, 0.2, 0.4 ... 5 s.
+
+    None: 6 times, which takes 3 s; behind sentinels, who need their time to agree on a master, 15 times, a minute.
+    """
+    attempts = attempts or (15 if url.startswith("sentinel:") else 6)
     for attempt in range(attempts):
         try:
             return Endpoint.connect(url, db=db, writable=writable, timeout_s=timeout_s)
         except EndpointError as error:
             if not is_lost(error) or attempt == attempts - 1:
                 raise
-        time.sleep(0.1 * 2**attempt)
+        time.sleep(min(5.0, 0.1 * 2**attempt))
     raise AssertionError("unreachable")
 
 
@@ -345,52 +378,3 @@ def _commands_of(packed: bytes) -> list[list[bytes]]:
     if reader.has_data():
         raise ValueError("exchange() takes whole commands")
     return commands
-
-
-def _open_socket(url: str, timeout_s: float) -> tuple[socket.socket, str, str | None, str | None]:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "localhost", parts.port or 6379
-    except ValueError as error:
-        raise ConfigInvalid(f"{_masked(url)!r} is not a Redis URL", hint="redis://HOST:PORT") from error
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ConfigInvalid(
-            f"{_masked(url)!r} is not a Redis URL",
-            hint="redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH",
-        )
-    user = unquote(parts.username) if parts.username else None
-    password = unquote(parts.password) if parts.password is not None else None
-    address = parts.path if parts.scheme == "unix" else f"{host}:{port}"
-    try:
-        if parts.scheme == "unix":
-            sock = socket.socket(socket.AF_UNIX)
-            sock.settimeout(timeout_s)
-            sock.connect(os.fsencode(parts.path))
-        else:
-            sock = socket.create_connection((host, port), timeout=timeout_s)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if parts.scheme == "rediss":
-            options = parse_qs(parts.query)
-            context = ssl.create_default_context(cafile=options.get("ca", [None])[0])
-            if options.get("insecure") == ["1"]:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            sock = context.wrap_socket(sock, server_hostname=host)
-    except (OSError, ValueError) as error:  # ValueError: a name that no host or file can have
-        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
-        if isinstance(error, TimeoutError):
-            reason = "no answer in time"
-        elif not isinstance(error, OSError):
-            reason = f"not a name of a host: {reason}"
-        raise EndpointError(
-            f"Redis at {address} cannot be reached: {reason}",
-            hint="see that the server runs and that host and port are right",
-            code="UNREACHABLE",
-        ) from error
-    return sock, address, user, password
-
-
-def _masked(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://***@{tail}" if at else url
