@@ -22,7 +22,8 @@ class Route(NamedTuple):
 
     `merged`: the old key is one of many ticks that become entries of the stream `new_key`; a write to it cannot be
     made on the other side, the migrator merges it. `shared`: the new name could have come from several old ones, so
-    that it cannot be turned round; `old_key` is then empty.
+    that it cannot be turned round; `old_key` is then empty. `joined`: the new key is a stream that ticks of other old
+    keys are merged into, so it holds more than `old_key` does and must never be made anew from it.
     """
 
     old_db: int
@@ -32,6 +33,7 @@ class Route(NamedTuple):
     rule: Rule
     merged: bool = False
     shared: bool = False
+    joined: bool = False
 
 
 class Routes:
@@ -46,6 +48,7 @@ class Routes:
         self.plan = plan
         self._matchers = {db: plan.matcher(db) for db in plan.source_dbs()}
         self._origins = Origins(plan)
+        self._merges = any(rule.kind == "hash_ticks" for rule in plan.rules)
         self._known: dict[tuple[int, bytes, str | None], Route | None] = {}
 
     @property
@@ -83,7 +86,10 @@ class Routes:
         new_db = self.plan.target_db
         if rule.kind == "hash_ticks":
             return Route(db, key, new_db, stream_of(rule, key) or target, rule, merged=True)
-        return None if (db, key) == (new_db, target) else Route(db, key, new_db, target, rule)
+        if (db, key) == (new_db, target):
+            return None
+        joined = self._merges and any(origin.key is None for origin in self._origins.of(target))
+        return Route(db, key, new_db, target, rule, joined=joined)
 
     def _of_new(self, key: bytes) -> Route | None:
         origins = self._origins.of(key)

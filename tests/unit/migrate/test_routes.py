@@ -40,6 +40,8 @@ def test_the_type_that_a_command_implies_decides_where_rules_ask_for_types() -> 
 def test_a_tick_hash_is_merged_and_a_name_of_several_sources_is_not_turned_round() -> None:
     tick = ROUTES.of(0, b"tick:X", "hash")
     assert tick is not None and tick.merged and tick.new_key == b"ticks:historical:X"
+    historical = ROUTES.of(0, b"ticks:historical:X", "stream")
+    assert historical is not None and historical.joined and not historical.shared
     stream = ROUTES.of(1, b"ticks:X")
     assert stream is not None and stream.shared and stream.old_key == b""
 
@@ -62,3 +64,9 @@ def test_names_of_migrations_cannot_be_taken_for_one_anothers_keys() -> None:
     ]
     one, other = (Names.of(plan) for plan in plans)
     assert one.clients != other.state
+
+
+def test_only_streams_that_ticks_are_merged_into_are_joined() -> None:
+    for db, key in [(2, b"ticks:X"), (5, b"indicators:X:rsi"), (2, b"ohlc_latest:X")]:
+        route = ROUTES.of(db, key)
+        assert route is None or not route.joined
