@@ -32,7 +32,8 @@ _SLICE_BYTES = 4 * 1024 * 1024
 _SLICE_ELEMENTS = 5000
 _UNORDERED = (b"set", b"hash")
 _DETAIL_ELEMENTS = 50_000  # up to here the first difference of a set or hash is looked for
-_LENGTH = {
+#: Type → the command that tells how much of it there is.
+LENGTH = {
     b"string": "STRLEN",
     b"list": "LLEN",
     b"set": "SCARD",
@@ -70,7 +71,7 @@ def read_content(endpoint: Endpoint, key: bytes) -> Content | None:
         return None
     if isinstance(expires, ReplyError):  # a server before 7.0
         expires = _expiry_before_7(endpoint, key)
-    length = int(endpoint.call(_LENGTH[kind], key)) if kind in _LENGTH else 1
+    length = int(endpoint.call(LENGTH[kind], key)) if kind in LENGTH else 1
     digest = _digest(endpoint, key, kind, length)
     return Content(kind.decode(), length, digest, expires if expires >= 0 else None)
 
@@ -147,9 +148,9 @@ def _first_difference(endpoint: Endpoint, source: tuple[int, bytes], target: tup
     if kinds[0] != kinds[1]:
         return ""
     kind = kinds[0]
-    if kind not in _LENGTH:
+    if kind not in LENGTH:
         return ""
-    if kind in _UNORDERED and int(endpoint.call(_LENGTH[kind], target[1])) > _DETAIL_ELEMENTS:
+    if kind in _UNORDERED and int(endpoint.call(LENGTH[kind], target[1])) > _DETAIL_ELEMENTS:
         return ""
     sides = [_in_database(endpoint, db, key, kind) for db, key in (source, target)]
     if kind in _UNORDERED:
@@ -173,7 +174,7 @@ def _first_difference(endpoint: Endpoint, source: tuple[int, bytes], target: tup
 def _in_database(endpoint: Endpoint, db: int, key: bytes, kind: bytes) -> Iterator[list[Element]]:
     """Yield the pages of a key, selecting its database before each, for readers that alternate."""
     endpoint.select(db)
-    pages = _pages(endpoint, key, kind, slice_of(endpoint, key, int(endpoint.call(_LENGTH[kind], key))))
+    pages = _pages(endpoint, key, kind, slice_of(endpoint, key, int(endpoint.call(LENGTH[kind], key))))
     while True:
         endpoint.select(db)
         page = next(pages, None)
@@ -183,24 +184,46 @@ def _in_database(endpoint: Endpoint, db: int, key: bytes, kind: bytes) -> Iterat
 
 
 def _digest(endpoint: Endpoint, key: bytes, kind: bytes, length: int) -> bytes:
-    if kind not in _LENGTH:
+    if kind not in LENGTH:
         return blake2b(endpoint.call("DUMP", key) or b"", digest_size=16).digest()
-    pages = _pages(endpoint, key, kind, slice_of(endpoint, key, length))
-    if kind not in _UNORDERED:
-        ordered = blake2b(kind, digest_size=16)
-        for page in pages:
-            ordered.update(b"".join([_framed(name, value) for name, value in page]))
-        return ordered.digest()
-    # The sum of the elements' hashes does not depend on their order and needs no memory. SCAN may repeat
-    # elements, which the count tells: then, and only then, each one's hash is kept to count it once.
-    total = count = 0
-    for page in pages:
-        count += len(page)
-        total += sum([_hashed(element) for element in page])
-    if count > length:
+    digester = Digester(kind)
+    for page in _pages(endpoint, key, kind, slice_of(endpoint, key, length)):
+        digester.add(page)
+    if digester.count > length and kind in _UNORDERED:
+        # Repeats: then, and only then, each element's hash is kept to count it once.
         once = {_hashed(element) for page in _pages(endpoint, key, kind, _SLICE_ELEMENTS) for element in page}
-        total, count = sum(once), len(once)
-    return (total % 2**128).to_bytes(16, "little")
+        return (sum(once) % 2**128).to_bytes(16, "little")
+    return digester.digest()
+
+
+class Digester:
+    """The digest of a key of a known type, from its elements slice by slice.
+
+    Ordered types: of all elements in their order. Sets and hashes: the sum of the elements' hashes, which does not
+    depend on their order and needs no memory; SCAN may repeat elements, which a `count` over the length tells.
+    """
+
+    def __init__(self, kind: bytes) -> None:
+        self.count = 0
+        self._kind = kind
+        self._ordered = blake2b(kind, digest_size=16)
+        self._sum = 0
+
+    def add(self, elements: Sequence[Element]) -> None:
+        """Take the next elements."""
+        self.count += len(elements)
+        if self._kind in _UNORDERED:
+            self._sum += sum([_hashed(element) for element in elements])
+        elif self._kind == b"string":  # however it was cut
+            self._ordered.update(b"".join([part for _at, part in elements]))
+        else:
+            self._ordered.update(b"".join([framed(name, value) for name, value in elements]))
+
+    def digest(self) -> bytes:
+        """Return 16 bytes."""
+        if self._kind in _UNORDERED:
+            return (self._sum % 2**128).to_bytes(16, "little")
+        return self._ordered.digest()
 
 
 def slice_of(endpoint: Endpoint, key: bytes, length: int) -> int:
@@ -247,28 +270,30 @@ def _scan(endpoint: Endpoint, command: str, key: bytes, count: int) -> Iterator[
 
 def _hash_page(endpoint: Endpoint, key: bytes, flat: list[bytes]) -> list[Element]:
     names, values = flat[::2], flat[1::2]
-    if names and _has_field_expiry(endpoint):
+    if names and has_field_expiry(endpoint):
         times = endpoint.pipeline([("HPEXPIRETIME", key, "FIELDS", len(names), *names)])[0]
         if isinstance(times, list):
-            return [(n, _framed(v, b"%d" % t)) for n, v, t in zip(names, values, times, strict=True)]
-    return [(n, _framed(v, b"-1")) for n, v in zip(names, values, strict=True)]
+            return [(n, framed(v, b"%d" % t)) for n, v, t in zip(names, values, times, strict=True)]
+    return [(n, framed(v, b"-1")) for n, v in zip(names, values, strict=True)]
 
 
-def _has_field_expiry(endpoint: Endpoint) -> bool:
+def has_field_expiry(endpoint: Endpoint) -> bool:
+    """Return whether the server's hashes have fields that expire."""
     return endpoint.version >= ((9, 0) if endpoint.server == "valkey" else (7, 4))
 
 
 def _stream_pages(endpoint: Endpoint, key: bytes, count: int) -> Iterator[list[Element]]:
     start = b"-"
     while entries := endpoint.call("XRANGE", key, start, "+", "COUNT", count):
-        yield [(entry_id, _framed(*fields)) for entry_id, fields in entries]
+        yield [(entry_id, framed(*fields)) for entry_id, fields in entries]
         start = b"(" + entries[-1][0]
     state = stream_state(endpoint, key)
     if state is not None:
         yield state.elements()
 
 
-def _framed(*parts: bytes) -> bytes:
+def framed(*parts: bytes) -> bytes:
+    """Return parts as one value that tells them apart."""
     return b"".join([struct.pack("<Q", len(part)) + part for part in parts])
 
 
@@ -283,7 +308,7 @@ def _unframed(framed: bytes) -> list[bytes | None]:
 
 
 def _hashed(element: Element) -> int:
-    return int.from_bytes(blake2b(_framed(*element), digest_size=16).digest(), "little")
+    return int.from_bytes(blake2b(framed(*element), digest_size=16).digest(), "little")
 
 
 def expiry(endpoint: Endpoint, key: bytes) -> int:
