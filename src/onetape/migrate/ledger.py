@@ -71,6 +71,9 @@ _OUTCOMES = tuple(Outcome)
 #: What the `error` of an entry begins with where a copied key, or a part of it, is nothing that a tape can hold,
 #: and where it could not be put on the tape. Such entries tell of the landing alone: nothing is `written`.
 NO_TICKS, NOT_LANDED = "no ticks or bars: ", "not put on the tape: "
+#: The `error` of a copied entry whose value another server keeps in an encoding of its own: then `read` and `written`
+#: differ although nothing was merged into the target.
+REENCODED = "equal; the target's server keeps it in another encoding"
 #: Outcome → the number that stands for it in a Row.
 CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
 
@@ -105,6 +108,7 @@ class Known(msgspec.Struct, frozen=True):
     read: bytes | None
     written: bytes
     expire_ms: int
+    error: str | None = None
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -297,7 +301,7 @@ class Ledger:
         if not self._indexed:
             return {}
         sql = (
-            f"SELECT target, read, written, expire_ms FROM entry WHERE hash = ? AND id <= {self._indexed} "
+            f"SELECT target, read, written, expire_ms, error FROM entry WHERE hash = ? AND id <= {self._indexed} "
             "AND key = ? AND source_db = ? AND written IS NOT NULL ORDER BY id DESC LIMIT 1"
         )
         found = {}
