@@ -1,0 +1,25 @@
+"""Pacing: what the backfill and the verify ask before they send, and are told."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Pacing(Protocol):
+    """Decides when the next keys may be sent. Used by one thread."""
+
+    #: Keys that should be sent together at most, None where it does not matter.
+    batch_keys: int | None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is slower than it could be at the moment, in words; None: nothing holds it back."""
+
+    def wait(self, keys: int, size: int = 0, *, work: float | None = None) -> None:
+        """Return when `keys` more keys of about `size` bytes in all (0: not known) may be sent.
+
+        `work`: what they cost the server, in keys that are copied (`keys`, if None). Raises MemoryShort.
+        """
+
+
+__all__ = ["Pacing"]
