@@ -9,10 +9,11 @@ from zlib import crc32
 
 import msgspec
 
+from onetape.migrate import dump
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import ReplyError
 from onetape.migrate.lane import Batch, Dumped, Reading
-from onetape.migrate.ledger import CODES, Known, Outcome, Row, key_hash
+from onetape.migrate.ledger import CODES, OPEN, Known, Outcome, Row, key_hash
 
 COPIED = CODES[Outcome.COPIED]
 UNCHANGED = CODES[Outcome.UNCHANGED]
@@ -28,6 +29,8 @@ SLACK_BEFORE_7_MS = 100
 
 #: Why our copy is not made anew although its source went on.
 MERGED_INTO = "ticks were merged into it, which copying the source anew would take out"
+#: Why a target is kept that differs from its source and was copied without being read: nobody can tell who is newer.
+DIGEST_OPEN = "it was copied without a digest, so that nothing tells which side is newer: verify --repair settles it"
 
 
 class Decided(msgspec.Struct):
@@ -87,7 +90,8 @@ def decide_careful(
 
     A target that equals its source is unchanged. One that holds what we wrote (so the ledger, or an act whose
     answer was lost) is ours and follows its source, unless ticks were merged into it: they, and what live writers
-    put there before, are nowhere else. Any other was written by somebody newer, and is kept.
+    put there before, are nowhere else. One that is ours without a digest is kept for a repair to settle. Any other
+    was written by somebody newer, and is kept.
     """
     decided = Decided([], [], [None] * len(batch.keys), [None] * len(batch.keys), [])
     finals: list[Row] = []
@@ -126,17 +130,17 @@ def _careful(
     there = digest(held)
 
     def holds(what: bytes | None, expiry: int) -> bool:
-        return there == what and abs(held_expiry - expiry) <= slack_ms
+        return abs(held_expiry - expiry) <= slack_ms and dump.holds(what, held, there)
 
     mine = None if batch.mine is None else batch.mine[place]
-    if holds(content, expire_ms) or (batch.db == target_db and batch.keys[place] == target):
-        if mine is not None and holds(*mine):
+    if (there == content and abs(held_expiry - expire_ms) <= slack_ms) or _is_itself(batch, place, target_db):
+        if mine is not None and (mine[0] == OPEN or holds(*mine)):
             return _final(batch, place, decided, COPIED, None, content, there, expire_ms)
         new = known is None or known.target != target or not holds(known.written, known.expire_ms)
         decided.outcomes[place] = UNCHANGED
         return _final(batch, place, decided, UNCHANGED, None, content, there, expire_ms) if new else None
     ours = known is not None and known.target == target and holds(known.written, known.expire_ms)
-    if ours and known is not None and known.read == content and known.expire_ms == expire_ms:
+    if ours and known is not None and dump.holds(known.read, payload, content) and known.expire_ms == expire_ms:
         decided.outcomes[place] = UNCHANGED  # the target differs because ticks were merged into our copy
         return None
     if ours and known is not None and known.read != known.written:
@@ -144,7 +148,13 @@ def _careful(
     if ours or (mine is not None and holds(*mine)):
         _copy(batch, place, decided, content, expire_ms, replace=True)
         return None
-    return _final(batch, place, decided, NEWER_TARGET_KEPT, None, content, None, expire_ms)
+    unknown = (mine is not None and mine[0] == OPEN) or (known is not None and known.target == target and known.is_open)
+    why = DIGEST_OPEN if unknown else None
+    return _final(batch, place, decided, NEWER_TARGET_KEPT, why, content, None, expire_ms)
+
+
+def _is_itself(batch: Batch, place: int, target_db: int) -> bool:
+    return batch.db == target_db and batch.keys[place] == batch.targets[place]
 
 
 def _copy(batch: Batch, place: int, decided: Decided, content: bytes, expire_ms: int, *, replace: bool) -> None:

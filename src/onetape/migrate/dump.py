@@ -13,6 +13,8 @@ from hashlib import blake2b
 
 DIGEST_BYTES = 16
 _FOOTER_BYTES = 10
+#: Bytes of a seal: see seal().
+SEAL_BYTES = 18
 
 # Types in which elements follow one another as encoded strings in the order of a hash table, and how many
 # strings make an element. 22 is Valkey's hash with an expiry of eight bytes after each pair; 24 is Redis
@@ -26,6 +28,32 @@ def digest(payload: bytes) -> bytes:
     if payload[0] in _TABLES:
         return _table_digest(payload)
     return blake2b(payload[:-_FOOTER_BYTES], digest_size=DIGEST_BYTES).digest()
+
+
+def seal(payload: bytes) -> bytes:
+    """Return 18 bytes that stand for a payload and cost nothing: its footer (RDB version, CRC-64) and its length.
+
+    A server's script can give it without sending the payload. Not for the types whose elements come in a hash
+    table's order (see has_seal), nor across servers that write different RDB versions: then no seal is equal.
+    """
+    return payload[-_FOOTER_BYTES:] + len(payload).to_bytes(8, "little")
+
+
+def has_seal(payload: bytes) -> bool:
+    """Return whether equal content of this payload's type and encoding always has an equal seal."""
+    return payload[0] not in _TABLES
+
+
+def holds(stands: bytes | None, payload: bytes, content: bytes | None = None) -> bool:
+    """Return whether a digest or a seal, whichever it is, stands for this payload. None and b"" stand for nothing.
+
+    `content`: the payload's digest, where it was taken already.
+    """
+    if not stands:
+        return False
+    if len(stands) == SEAL_BYTES:
+        return stands == seal(payload)
+    return stands == (content or digest(payload))
 
 
 def _table_digest(payload: bytes) -> bytes:

@@ -4,7 +4,7 @@ Rows are only ever appended, in the order in which keys are met: a batch's rows 
 the act, and its line in `batch` is settled after it, so one small update records two hundred outcomes. The
 last row of a key is the truth about it; those before it are its history. An index over keys exists only for
 the rows of earlier runs: keeping one up to date in the order of SCAN would rewrite it page by page, gigabytes
-for a million keys.
+for a million keys. Batches copied without being read are packs (see pack.py), one row each, until keys are looked up.
 
 One process writes at a time, held by a lock on the file `LEDGER.lock` that the kernel lets go when the
 process ends, however it ends. Anybody may read meanwhile.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import fcntl
+import heapq
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +26,13 @@ import msgspec
 
 from onetape import clock
 from onetape.errors import LedgerBusy, LedgerUnusable
+from onetape.migrate import packs
+from onetape.migrate.pack import Sealed
+from onetape.migrate.packs import Packs
 from onetape.migrate.plan import Plan
 
-FORMAT = 1
+#: 2: with packs.
+FORMAT = 2
 #: "OTLG": tells a ledger from any other SQLite file.
 APPLICATION_ID = 0x4F544C47
 
@@ -46,7 +51,7 @@ _INSERT = (
 # A batch's id is that of its first entry: the batch of an entry is the last one that begins at or before it.
 _COLUMNS = """e.id, b.run, e.rule, r.step, e.source_db, e.key, e.target, e.read, e.written, e.expire_ms,
     CASE WHEN b.settled_ns IS NULL THEN 0 ELSE e.outcome END, e.error, b.settled_ns"""
-_FROM = """FROM entry e JOIN batch b ON b.id = (SELECT max(id) FROM batch WHERE id <= e.id)
+_FROM = """FROM {entry} e JOIN batch b ON b.id = (SELECT max(id) FROM batch WHERE id <= e.id)
     JOIN rule r ON r.id = e.rule"""
 
 
@@ -74,6 +79,9 @@ NO_TICKS, NOT_LANDED = "no ticks or bars: ", "not put on the tape: "
 #: The `error` of a copied entry whose value another server keeps in an encoding of its own: then `read` and `written`
 #: differ although nothing was merged into the target.
 REENCODED = "equal; the target's server keeps it in another encoding"
+#: In the place of a digest, `read` and `written`, of a key that was copied without being read: it is ours, but what it
+#: held is not known until a verify or a careful look has taken its digest.
+OPEN = b""
 #: Outcome → the number that stands for it in a Row.
 CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
 
@@ -81,9 +89,10 @@ CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
 class Entry(msgspec.Struct, frozen=True):
     """What the ledger knows of one key from one run.
 
-    `read`: digest of the source when it was read, `written`: digest of what the target then held (both 16
-    bytes, see dump.py, or None where nothing was read or written), `expire_ms`: absolute expiry in ms, -1 for
-    none, `settled_ns`: when the outcome was known, None while it is only intended.
+    `read`: stands for the source when it was read, `written`: for what the target then held (a digest or a seal, see
+    dump.py, None where nothing was read or written, OPEN where it was copied without being read). `expire_ms`:
+    absolute expiry in ms, -1 for none, not known where they are OPEN. `settled_ns`: when the outcome was known, None
+    while it is only intended.
     """
 
     id: int
@@ -100,6 +109,11 @@ class Entry(msgspec.Struct, frozen=True):
     error: str | None
     settled_ns: int | None
 
+    @property
+    def is_open(self) -> bool:
+        """Return whether the target is ours, but what it held when it was copied is not known."""
+        return self.written == OPEN
+
 
 class Known(msgspec.Struct, frozen=True):
     """What the ledger says a target held when we last wrote it, and the digest of the source at that time."""
@@ -109,6 +123,11 @@ class Known(msgspec.Struct, frozen=True):
     written: bytes
     expire_ms: int
     error: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether the target is ours, but what it held when it was copied is not known."""
+        return self.written == OPEN
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -138,14 +157,18 @@ class Ledger:
         self.path = path
         self._db = db
         self._lock_fd = lock_fd
+        self._packs = Packs(db)
         self._run = 0
         self._indexed = 0
         self._last_entry = 0
+        self._earlier = 0  # the last entry of earlier runs
+        self._writes = lock_fd is not None
+        self._says_open = False
 
     @property
     def is_first_run(self) -> bool:
         """Return whether no earlier run wrote anything: then no target can be ours."""
-        return self._indexed == 0
+        return self._earlier == 0
 
     @classmethod
     def open(cls, path: str | Path, *, mode: str = "w") -> Ledger:
@@ -161,8 +184,8 @@ class Ledger:
         try:
             db = _connect(path, mode)
             ledger = cls(path, db, lock_fd)
-            if mode == "w":
-                ledger._last_entry = ledger._scalar("SELECT max(id) FROM entry")
+            ledger._last_entry = max(ledger._scalar("SELECT max(id) FROM entry"), ledger._packs.last_id)
+            ledger._earlier = ledger._last_entry
             ledger._indexed = ledger._scalar("SELECT value FROM state WHERE name = 'indexed'")
             return ledger
         except BaseException:
@@ -188,7 +211,7 @@ class Ledger:
     def state(self, name: str) -> str | None:
         """Return a value of the state, or None.
 
-        Names in use: plan_hash, plan_name, target_db, address, run_id, phase, verdict.
+        Names in use: plan_hash, plan_name, target_db, address, run_id, phase, verdict, indexed, digests_open.
         """
         rows = self._all("SELECT value FROM state WHERE name = ?", (name,))
         return None if not rows else str(rows[0][0])
@@ -233,7 +256,7 @@ class Ledger:
     # Runs
 
     def begin_run(self, command: str) -> int:
-        """Start a run and return its id. Indexes the rows of earlier runs, so that find() is fast."""
+        """Start a run and return its id."""
         now_ns = clock.now_ns()
 
         def begin() -> None:
@@ -241,14 +264,15 @@ class Ledger:
 
         self._write(begin)
         self._run = self._db.last_insert_rowid()
-        self._index()
+        self._earlier = self._last_entry
         return self._run
 
     def end_run(self, report: str | None = None) -> None:
         """Record that the run came to its end, and where its report is."""
         row = (clock.now_ns(), report, self._run)
         self._write(lambda: self._db.execute("UPDATE run SET ended_ns=?, report=? WHERE id=?", row))
-        self._index()
+        if not self._packs.any:  # they wait for whoever looks keys up, and the index with them
+            self._index(self._last_entry)
 
     def runs(self) -> list[Run]:
         """Return all runs, oldest first."""
@@ -274,6 +298,61 @@ class Ledger:
         self._last_entry += len(rows)
         return batch
 
+    def intend_open(
+        self,
+        source_db: int,
+        rules: Sequence[int],
+        keys: Sequence[bytes],
+        targets: Sequence[bytes],
+        settle: Sequence[tuple[int, Sequence[int]]] = (),
+    ) -> int:
+        """Write a batch as one pack of keys that are to be copied without being read; return the batch's id.
+
+        `settle` names batches of this kind to settle in the same transaction, as settle_open() does.
+        """
+        batch = self._last_entry + 1
+
+        def write() -> None:
+            for settled, undone in settle:
+                self._settle_open(settled, undone)
+            if not self._says_open:
+                self._db.execute("INSERT OR REPLACE INTO state VALUES('digests_open', '1')")
+            self._db.execute("INSERT INTO batch(id, run) VALUES(?,?)", (batch, self._run))
+            self._packs.add(batch, source_db, CODES[Outcome.COPIED], rules, keys, targets)
+
+        self._write(write)
+        self._says_open = True
+        self._last_entry += len(keys)
+        return batch
+
+    def settle_open(self, batch: int, undone: Sequence[int] = ()) -> None:
+        """Record that a batch of intend_open() was done, but for the keys at these places, which were left alone."""
+        self._write(lambda: self._settle_open(batch, undone))
+
+    def record_equal(
+        self,
+        source_db: int,
+        rules: Sequence[int],
+        keys: Sequence[bytes],
+        targets: Sequence[bytes],
+        known: Sequence[Sealed],
+    ) -> None:
+        """Write down that these targets are equal to their sources, and what both hold: nobody wrote anything."""
+        batch = self._last_entry + 1
+
+        def write() -> None:
+            line = (batch, self._run, clock.now_ns())
+            self._db.execute("INSERT INTO batch(id, run, settled_ns) VALUES(?,?,?)", line)
+            self._packs.add(batch, source_db, CODES[Outcome.UNCHANGED], rules, keys, targets, known)
+
+        self._write(write)
+        self._last_entry += len(keys)
+
+    @property
+    def digests_open(self) -> bool:
+        """Return whether keys were copied without being read since a verify took the digests of all."""
+        return bool(self.state("digests_open"))
+
     def settle(self, batch: int, changes: Sequence[Row | None] = ()) -> None:
         """Record that the act of a batch was done.
 
@@ -294,41 +373,71 @@ class Ledger:
             )
         self._db.execute("UPDATE batch SET settled_ns=? WHERE id=?", (clock.now_ns(), batch))
 
+    def _settle_open(self, batch: int, undone: Sequence[int]) -> None:
+        if undone:
+            self._packs.undo(batch, undone)
+        self._db.execute("UPDATE batch SET settled_ns=? WHERE id=?", (clock.now_ns(), batch))
+
     # Reading
 
     def find(self, db: int, keys: Sequence[bytes]) -> dict[bytes, Known]:
         """Return what earlier runs last wrote for these source keys; unknown ones are left out."""
-        if not self._indexed:
+        if not self._earlier:
             return {}
-        sql = (
-            f"SELECT target, read, written, expire_ms, error FROM entry WHERE hash = ? AND id <= {self._indexed} "
+        lookups = [
+            f"SELECT target, read, written, expire_ms, error FROM {table} WHERE hash = ? {indexed} "
             "AND key = ? AND source_db = ? AND written IS NOT NULL ORDER BY id DESC LIMIT 1"
-        )
+            for table, indexed in self._looked_up()
+        ]
         found = {}
         try:
             with self._db:  # one read transaction for all of them: taking its lock costs more than a look-up
                 for key in keys:
-                    for row in self._db.execute(sql, (zlib.crc32(key, db), key, db)):
-                        found[key] = Known(*row)
+                    for sql in lookups:
+                        rows = list(self._db.execute(sql, (zlib.crc32(key, db), key, db)))
+                        if rows:
+                            found[key] = Known(*rows[0])
+                            break
         except apsw.Error as error:
             _raise(self.path, error)
         return found
 
+    def _looked_up(self) -> list[tuple[str, str]]:
+        """Return the tables that find() looks into, the newest entries first, with what their indexes ask for."""
+        if self._writes:
+            self._unpack(self._earlier)
+            self._index(self._earlier)
+        main = ("main.entry", f"AND id <= {self._indexed}")
+        if self._writes or self._indexed >= self._last_entry:
+            return [main]
+        return [(self._copied_out() and "temp.unpacked", ""), main]
+
+    def _copied_out(self) -> str:
+        try:
+            return self._packs.copy_out(self._indexed)
+        except apsw.Error as error:
+            _raise(self.path, error)
+
     def find_now(self, db: int, key: bytes) -> Known | None:
         """Return what any run, this one included, last wrote for a source key. Reads the ledger through."""
         rows = self._all(
-            "SELECT target, read, written, expire_ms FROM entry WHERE key = ? AND source_db = ? "
+            "SELECT id, target, read, written, expire_ms, error FROM entry WHERE key = ? AND source_db = ? "
             "AND written IS NOT NULL ORDER BY id DESC LIMIT 1",
             (key, db),
         )
-        return Known(*rows[0]) if rows else None
+        for entry in self._packed(key):
+            if (entry.source_db, entry.key) == (db, key) and entry.written is not None:
+                rows.append((entry.id, entry.target, entry.read, entry.written, entry.expire_ms, entry.error))
+        return Known(*max(rows)[1:]) if rows else None
 
     def unsettled(self) -> list[tuple[int, Entry]]:
         """Return (batch, entry) of what was intended but never settled: a run was killed between.
 
         An entry's outcome is here the one that was intended. There are at most a few batches of them.
         """
-        sql = f"SELECT b.id, e.outcome, {_COLUMNS} {_FROM} WHERE b.settled_ns IS NULL ORDER BY e.id"
+        self._unpack(self._last_entry, unsettled=True)
+        source = _FROM.format(entry="entry")
+        sql = f"SELECT b.id, e.outcome, {_COLUMNS} {source} WHERE b.settled_ns IS NULL ORDER BY e.id"
         first = self._scalar("SELECT min(id) FROM batch WHERE settled_ns IS NULL")
         if not first:
             return []
@@ -340,7 +449,9 @@ class Ledger:
         wanted = {"b.run": run, "r.step": step}
         where = " AND ".join(f"{column} = ?" for column, value in wanted.items() if value is not None)
         values = [value for value in wanted.values() if value is not None]
-        return self._entries(f"{'WHERE ' + where if where else ''} ORDER BY e.id", values)
+        rows = self._entries(f"{'WHERE ' + where if where else ''} ORDER BY e.id", values)
+        packed = (e for e in self._packed() if run in (None, e.run) and step in (None, e.step))
+        return heapq.merge(rows, packed, key=lambda entry: entry.id)
 
     def notes(self) -> Iterator[Entry]:
         """Yield what was written of copied keys that are, in part, no ticks or bars."""
@@ -351,36 +462,66 @@ class Ledger:
 
         SQLite sorts on disk, so this takes no memory that grows with the keys.
         """
-        where = "WHERE e.id IN (SELECT max(id) FROM entry GROUP BY source_db, key)"
+        source = self._every_entry()
+        where = f"WHERE e.id IN (SELECT max(id) FROM {source} GROUP BY source_db, key)"
         if step is None:
-            return self._entries(f"{where} ORDER BY e.id")
-        return self._entries(f"{where} AND r.step = ? ORDER BY e.id", (step,))
+            return self._entries(f"{where} ORDER BY e.id", source=source)
+        return self._entries(f"{where} AND r.step = ? ORDER BY e.id", (step,), source=source)
 
     def why(self, key: bytes) -> list[Entry]:
         """Return the history of a key, given by its source or its target name, oldest first."""
-        return list(self._entries("WHERE e.key = ? OR e.target = ? ORDER BY e.id", (key, key)))
+        packed = [entry for entry in self._packed(key) if key in (entry.key, entry.target)]
+        rows = self._entries("WHERE e.key = ? OR e.target = ?", (key, key))
+        return sorted([*rows, *packed], key=lambda entry: entry.id)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return step → outcome → number of keys, counting each key's newest entry."""
-        sql = f"""SELECT r.step, CASE WHEN b.settled_ns IS NULL THEN 0 ELSE e.outcome END, count(*) {_FROM}
-            WHERE e.id IN (SELECT max(id) FROM entry GROUP BY source_db, key) GROUP BY 1, 2"""
+        source = self._every_entry()
+        sql = f"""SELECT r.step, CASE WHEN b.settled_ns IS NULL THEN 0 ELSE e.outcome END, count(*)
+            {_FROM.format(entry=source)}
+            WHERE e.id IN (SELECT max(id) FROM {source} GROUP BY source_db, key) GROUP BY 1, 2"""
         counts: dict[str, dict[str, int]] = {}
         for step, code, number in self._all(sql):
             counts.setdefault(step, {})[_OUTCOMES[code].value] = number
         return counts
 
-    def _entries(self, clause: str, values: Sequence[Any] = ()) -> Iterator[Entry]:
-        sql = f"SELECT {_COLUMNS} {_FROM} {clause}"
+    def _entries(self, clause: str, values: Sequence[Any] = (), source: str = "main.entry") -> Iterator[Entry]:
+        sql = f"SELECT {_COLUMNS} {_FROM.format(entry=source)} {clause}"
         try:
             for row in self._db.execute(sql, values):
                 yield _entry(row)
         except apsw.Error as error:
             _raise(self.path, error)
 
-    def _index(self) -> None:
+    def _packed(self, name: bytes = b"") -> Iterator[Entry]:
+        """Yield the keys in packs as entries; `name`: only of packs in which it occurs."""
+        steps: dict[int, str] = dict(self._all("SELECT id, step FROM rule"))
+        try:
+            for row, run, settled_ns in self._packs.entries(name):
+                id, rule, db, key, target, read, written, expire_ms, outcome, error, _hash = row
+                known = _OUTCOMES[outcome if settled_ns is not None else 0]
+                yield Entry(
+                    id, run, rule, steps[rule], db, key, target, read, written, expire_ms, known, error, settled_ns
+                )
+        except apsw.Error as error:
+            _raise(self.path, error)
+
+    def _every_entry(self) -> str:
+        return self._copied_out() if self._packs.any else "main.entry"
+
+    def _unpack(self, until: int, *, unsettled: bool = False) -> None:
+        try:
+            steps = self._packs.unpack(until, unsettled=unsettled)
+            more = True
+            while more:
+                with self._db:
+                    more = next(steps, None) is not None
+        except apsw.Error as error:
+            _raise(self.path, error)
+
+    def _index(self, last: int) -> None:
         # Only rows of earlier runs, so that this run's inserts do not touch it. `id <= N` is part of the
         # index's definition, so each run makes its own.
-        last = self._last_entry
         if self._indexed != last:
 
             def build() -> None:
@@ -448,16 +589,18 @@ def _connect(path: Path, mode: str) -> apsw.Connection:
     try:
         db.set_busy_timeout(5000)
         application, version = db.pragma("application_id"), db.pragma("user_version")
-        if application == 0 and version == 0 and not db.pragma("schema_version") and mode == "w":
+        new = application == 0 and version == 0 and not db.pragma("schema_version")
+        if new and mode == "w":
             db.pragma("journal_mode", "wal")
-            with db:
-                db.execute(_SCHEMA)
-                db.pragma("application_id", APPLICATION_ID)
-                db.pragma("user_version", FORMAT)
         elif application != APPLICATION_ID:
             raise LedgerUnusable(f"{path} is not a ledger", hint="give another path with --ledger")
         elif version > FORMAT:
             raise LedgerUnusable(f"ledger {path} has format {version}, newer than {FORMAT}", hint="update onetape")
+        if mode == "w" and version < FORMAT:
+            with db:
+                db.execute(_SCHEMA * new + packs.SCHEMA)
+                db.pragma("application_id", APPLICATION_ID)
+                db.pragma("user_version", FORMAT)
         # What a killed process wrote is safe in the WAL; only a power cut can lose the last moments, and then
         # the keys themselves still say what was copied.
         db.pragma("synchronous", "normal")
