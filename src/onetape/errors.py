@@ -38,7 +38,9 @@ OnetapeError
     ├── PhaseRefused         a command out of its turn, or a phase that there is not
     ├── GateRefused          the cutover is not safe yet; names every reason
     ├── StateMoved           somebody else changed the migration's state meanwhile
+    ├── StateLost            the server forgot a state that the ledger knows
     ├── OperatorBusy         another operator is at work with this migration
+    ├── SourceVanished       a mirrored database lost most of its keys without a word
     └── CommandUnmapped      a command that cannot be written to both sides
 """
 
@@ -226,9 +228,17 @@ class StateMoved(MigrationError):
     """Somebody else changed the migration's state since it was read. Nothing was changed by us."""
 
 
+class StateLost(MigrationError):
+    """The server holds no state, or an older one, of a live migration that the ledger knows. Nothing was changed."""
+
+
 class OperatorBusy(MigrationError):
     """Another operator is at work with this migration: `facts` say who and since when. Nothing was changed."""
 
 
 class CommandUnmapped(MigrationError):
     """A command of a dual-writing client that cannot be written to both sides. Nothing was sent."""
+
+
+class SourceVanished(MigrationError):
+    """A mirrored database lost most of its keys without a word: flushed, swapped, restarted empty. Nothing was deleted."""
