@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, cast
 
 import apsw
 import msgspec
@@ -30,6 +30,8 @@ from onetape.migrate.ledger import CODES, NO_TICKS, NOT_LANDED, Entry, Ledger, O
 from onetape.migrate.listing import Listing, Page, Unmatched, memory_usage
 from onetape.migrate.pattern import glob_pattern
 from onetape.migrate.plan import Plan, Rule
+from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
+from onetape.migrate.remote.copy import RemoteCopier, would
 from onetape.migrate.report import ERRORS_LISTED, KeyFailure
 from onetape.progress import Progress, ProgressMeter
 
@@ -106,6 +108,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Backfill:
     """One run. `reader` cannot write; `connect` makes connections that can, and is None in a dry run.
 
+    To another server both are bridges, and the plan is as seen through them: see remote/bridge.py.
+
     After run(): `tally`, and `unmatched` with the keys that no rule matches.
     """
 
@@ -131,7 +135,7 @@ class Backfill:
         self._meter = ProgressMeter()
         self._told_s = 0.0
         self._step = ""
-        self._copier: Copier | None = None
+        self._copier: Copier | RemoteCopier | None = None
         self._noted: list[Row] = []
         self.tally = Tally(plan)
 
@@ -144,7 +148,17 @@ class Backfill:
         """Do it. Raises PlanCollision before anything is written, EndpointError when the server is lost."""
         try:
             check_collisions(self._reader, self._plan)
-            if self._connect is not None and self._ledger is not None:
+            if self._connect is not None and self._ledger is not None and isinstance(self._reader, Bridge):
+                self._copier = RemoteCopier(
+                    cast("Callable[[], Bridge]", self._connect),
+                    self._ledger,
+                    self._plan.target_db % OTHER_SERVER,
+                    self._on_done,
+                    careful=not self._ledger.is_first_run,
+                    at=self._options.at,
+                )
+                self._copier.settle_interrupted()
+            elif self._connect is not None and self._ledger is not None:
                 settle_interrupted(self._reader, self._plan, self._ledger)
                 self._copier = Copier(
                     self._connect,
@@ -255,6 +269,12 @@ class Backfill:
 
     def _would(self, batch: Batch) -> tuple[list[int | None], list[str | None]]:
         """Say what copying the batch would do, on a connection that cannot write."""
+        if isinstance(self._reader, Bridge):
+            known = {} if self._ledger is None else self._ledger.find(batch.db, batch.keys)
+            decided = would(self._reader, batch, known, self._plan.target_db % OTHER_SERVER)
+            for place, _ in decided.acts:
+                decided.outcomes[place] = decide.COPIED
+            return decided.outcomes, decided.errors
         lane = Lane(self._reader, self._plan.target_db)
         batch.careful = True
         lane.send_read(batch)

@@ -60,6 +60,12 @@ class Content(msgspec.Struct, frozen=True):
         """Return whether the content is equal; the expiry is not looked at."""
         return (self.type, self.length, self.digest) == (other.type, other.length, other.digest)
 
+    def equals(self, other: Content, slack_ms: int = 0) -> bool:
+        """Return whether content and expiry are equal, the expiries within `slack_ms`."""
+        if not self.same(other) or (self.expires_ms is None) != (other.expires_ms is None):
+            return False
+        return abs((self.expires_ms or 0) - (other.expires_ms or 0)) <= slack_ms
+
 
 def read_content(endpoint: Endpoint, key: bytes) -> Content | None:
     """Return the content of a key of the selected database, None if there is none.

@@ -42,11 +42,12 @@ _READ_SUBCOMMANDS = {
     b"XINFO": frozenset({b"STREAM", b"GROUPS", b"CONSUMERS"}),
     b"OBJECT": frozenset({b"ENCODING", b"IDLETIME", b"FREQ", b"REFCOUNT"}),
     b"MEMORY": frozenset({b"USAGE", b"STATS"}),
+    b"MODULE": frozenset({b"LIST"}),
     b"CONFIG": frozenset({b"GET"}),
     b"ACL": frozenset({b"WHOAMI", b"GETUSER", b"DRYRUN", b"CAT"}),
     b"COMMAND": frozenset({b"INFO", b"COUNT", b"DOCS", b"LIST"}),
     b"CLIENT": frozenset({b"ID", b"SETNAME", b"GETNAME", b"INFO", b"LIST", b"NO-EVICT", b"NO-TOUCH"}),
-    b"CLUSTER": frozenset({b"INFO", b"SHARDS", b"MYID"}),
+    b"CLUSTER": frozenset({b"INFO", b"SHARDS", b"SLOTS", b"MYID"}),
     b"SCRIPT": frozenset({b"LOAD", b"EXISTS"}),
     b"LATENCY": frozenset({b"LATEST", b"HISTORY"}),
 }
@@ -151,6 +152,7 @@ class Endpoint:
             if where.password is not None:
                 endpoint.call("AUTH", *([where.user] if where.user else []), where.password)
             endpoint._identify()
+            endpoint.pipeline([("CLIENT", "SETNAME", "onetape-migrator")])  # so that a census can tell; refused is no harm
             if where.scheme == "sentinel":
                 endpoint._follow_master(where.name)
             if db:
@@ -231,7 +233,7 @@ class Endpoint:
         On a connection that may not write, the buffer is parsed and every command in it checked first.
         """
         if not self.writable:
-            self._refuse_writes(_commands_of(packed))
+            self._refuse_writes(commands_of(packed))
         self._send(packed)
 
     def _send(self, packed: bytes) -> None:
@@ -363,7 +365,7 @@ def connect_again(
     raise AssertionError("unreachable")
 
 
-def _commands_of(packed: bytes) -> list[list[bytes]]:
+def commands_of(packed: bytes) -> list[list[bytes]]:
     """Return the commands in a packed buffer.
 
     They are arrays of bulk strings, which a reader of replies reads.

@@ -1,0 +1,40 @@
+"""Connections to the target's server, and to both servers of a migration."""
+
+from __future__ import annotations
+
+import time
+
+from onetape.errors import EndpointError
+from onetape.migrate.endpoint import Endpoint, connect_again, is_lost
+from onetape.migrate.remote.bridge import Bridge
+from onetape.migrate.remote.cluster import Cluster
+
+#: A cluster notices the loss of a master after its cluster-node-timeout (15 s as it comes) and then elects another.
+_CLUSTER_ATTEMPTS = 15
+
+
+def connect_target(url: str, *, db: int = 0, writable: bool = True, timeout_s: float = 10.0) -> Endpoint:
+    """Connect to a server of any kind (see address.py), trying again for a while where it is away.
+
+    Returns a Cluster for cluster://. Raises ConfigInvalid, EndpointError.
+    """
+    if not url.startswith("cluster:"):
+        return connect_again(url, db=db, writable=writable, timeout_s=timeout_s)
+    for attempt in range(_CLUSTER_ATTEMPTS):
+        try:
+            return Cluster.connect(url, db=db, writable=writable, timeout_s=timeout_s)
+        except EndpointError as error:
+            if not is_lost(error) or attempt == _CLUSTER_ATTEMPTS - 1:
+                raise
+        time.sleep(min(5.0, 0.1 * 2**attempt))
+    raise AssertionError("unreachable")
+
+
+def connect_both(source: str, target: str, *, writable: bool, timeout_s: float = 10.0) -> Bridge:
+    """Connect to both servers of a migration. The source is never written: its connection refuses to."""
+    here = connect_again(source, writable=False, timeout_s=timeout_s)
+    try:
+        return Bridge(here, connect_target(target, writable=writable, timeout_s=timeout_s))
+    except BaseException:
+        here.close()
+        raise
