@@ -49,6 +49,11 @@ _REFUSED = (
     errors.PreflightRefused,
     errors.LedgerUnusable,
     errors.LedgerBusy,
+    errors.PhaseRefused,
+    errors.GateRefused,
+    errors.StateMoved,
+    errors.StateLost,
+    errors.OperatorBusy,
 )
 
 app = typer.Typer(

@@ -6,15 +6,18 @@ Plan, backfill, verify, status and why, over one server and one ledger.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from onetape import clock
-from onetape.errors import ConfigInvalid, LedgerBusy, PreflightRefused
-from onetape.migrate import preflight
+from onetape.errors import ConfigInvalid, EndpointError, LedgerBusy, PreflightRefused
+from onetape.migrate import course, preflight
+from onetape.migrate import phase as phases
+from onetape.migrate import state as states
 from onetape.migrate.backfill import (
     VALUE_BYTES_MAX,
     Backfill,
@@ -24,11 +27,18 @@ from onetape.migrate.backfill import (
     fault_point,
 )
 from onetape.migrate.endpoint import Endpoint, connect_again
-from onetape.migrate.ledger import Entry, Ledger, Run
+from onetape.migrate.helm import Helm
+from onetape.migrate.ledger import Ledger
 from onetape.migrate.listing import Listing, Unmatched
+from onetape.migrate.move import Move
+from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
-from onetape.migrate.report import Report, UnmatchedKeys, key_text
+from onetape.migrate.remote import Bridge, away, connect_both
+from onetape.migrate.remote.fitness import check_both
+from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, Report, UnmatchedKeys
 from onetape.migrate.report import save as save_report
+from onetape.migrate.state import Lease, State
+from onetape.migrate.status import PlanCheck, Reason, Status, status_of
 from onetape.migrate.ticks import Lander
 from onetape.migrate.verdict import Verification
 from onetape.migrate.verify import verify
@@ -36,106 +46,11 @@ from onetape.progress import Progress
 from onetape.tape import Tape
 
 
-class PlanCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan held against the real keys. `rules`: for each rule of the plan its keys, in the order of the file.
-
-    Nothing collides, or there would be a PlanCollision instead. `refusals`: what a backfill would be refused
-    for.
-    """
-
-    name: str
-    hash: str
-    target_db: int
-    address: str
-    steps: dict[str, int]
-    rules: tuple[tuple[str, int, str, int], ...]  # step, source_db, pattern, keys
-    unmatched: dict[int, UnmatchedKeys]
-    keys_total: int
-    bytes_to_copy: int
-    bytes_free: int | None
-    warnings: tuple[str, ...]
-    refusals: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, keys as text."""
-        return {
-            **msgspec.structs.asdict(self),
-            "rules": [
-                {"step": step, "source_db": db, "pattern": pattern, "keys": keys}
-                for step, db, pattern, keys in self.rules
-            ],
-            "unmatched": {
-                str(db): {"count": keys.count, "first": [key_text(key) for key in keys.first]}
-                for db, keys in self.unmatched.items()
-            },
-        }
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """What the ledger says: phase, verdict of the last verify, counts by step and outcome, runs (oldest
-    first).
-    """
-
-    ledger: str
-    plan_name: str
-    plan_hash: str
-    target_db: int
-    address: str
-    phase: str
-    verdict: str | None
-    steps: dict[str, dict[str, int]]
-    runs: tuple[Run, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, times as ISO 8601."""
-        return {
-            **msgspec.structs.asdict(self),
-            "runs": [
-                {
-                    "id": run.id,
-                    "command": run.command,
-                    "started": clock.to_text(run.started_ns),
-                    "ended": None if run.ended_ns is None else clock.to_text(run.ended_ns),
-                    "report": run.report,
-                }
-                for run in self.runs
-            ],
-        }
-
-
-class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a key's history: what a run did with it, and why."""
-
-    run: int
-    at_ns: int | None
-    step: str
-    source_db: int
-    key: bytes
-    target: bytes
-    outcome: str
-    error: str | None
-    expire_ms: int
-    read: bytes | None
-    written: bytes | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data: keys as text, digests in hex, the time as ISO 8601."""
-        facts = msgspec.structs.asdict(self)
-        del facts["at_ns"]
-        return {
-            **facts,
-            "at": None if self.at_ns is None else clock.to_text(self.at_ns),
-            "key": key_text(self.key),
-            "target": key_text(self.target),
-            "read": None if self.read is None else self.read.hex(),
-            "written": None if self.written is None else self.written.hex(),
-        }
-
-
 class Migration:
     """A plan, a server, a ledger and perhaps a tape. Holds no connection between calls.
 
-    `url`: redis://[USER:PASSWORD@]HOST[:PORT], rediss:// or unix://. `ledger_path`: created by the first
+    `url`: redis://[USER:PASSWORD@]HOST[:PORT], rediss://, unix:// or sentinel://, see address.py. `target_url`: another
+    server as the target, also cluster://; None: another database of the same one. `ledger_path`: created by the first
     backfill. `tape`: where ticks and bars land; None: they are copied and merged in Redis only. `report_dir`:
     where backfills and verifies write their JSON reports; None: nowhere. `checks=False` leaves out the
     preflight.
@@ -145,6 +60,7 @@ class Migration:
         self,
         url: str,
         *,
+        target_url: str | None = None,
         plan: Plan | None = None,
         ledger_path: str | Path = "migration.db",
         tape: Tape | None = None,
@@ -155,7 +71,10 @@ class Migration:
         at: Callable[[str], None] | None = None,
     ) -> None:
         self.url = url
+        self.target_url = target_url
         self._plan = plan or Plan.load()
+        #: The plan as the connections see it: on a bridge the target is another server's database.
+        self._seen = self._plan if target_url is None else away(self._plan)
         self.ledger_path = Path(ledger_path)
         self.tape = tape
         self.report_dir = None if report_dir is None else Path(report_dir)
@@ -163,6 +82,7 @@ class Migration:
         self._value_bytes_max = value_bytes_max
         self._checks = checks
         self._at = at or fault_point()
+        self.helm = Helm(url, self._plan, self.ledger_path, timeout_s=timeout_s, at=self._at)
 
     def plan(self, on_progress: OnProgress | None = None) -> PlanCheck:
         """Hold the plan against the real keys; only reads.
@@ -172,8 +92,8 @@ class Migration:
         plan = self._plan
         with self._reader() as reader:
             refusals, found = self._preflight_findings()
-            check_collisions(reader, plan)
-            listing = Listing(reader, plan)
+            check_collisions(reader, self._seen)
+            listing = Listing(reader, self._seen)
             counts: Counter[int] = Counter()
             try:
                 for step in plan.steps:
@@ -207,8 +127,8 @@ class Migration:
 
     def _preflight_findings(self) -> tuple[tuple[str, ...], preflight.Preflight | None]:
         try:
-            with Endpoint.connect(self.url, timeout_s=self._timeout_s) as endpoint:
-                return (), preflight.check(endpoint, self._plan)
+            with self._writer() as endpoint:
+                return (), self._check(endpoint)
         except PreflightRefused as refused:
             return tuple(refused.facts["reasons"]), None
 
@@ -233,7 +153,11 @@ class Migration:
         started_ns = clock.now_ns()
         plan = self._plan
         chosen = plan.steps if steps is None else plan.only(steps).steps
-        with self._reader() as reader:
+        whole = limit is None and steps is None
+        with self._reader() as reader, ExitStack() as stack:
+            live = None if dry_run and not self._checks else self._live(reader)
+            if live is not None:
+                phases.step("backfill", live.phase)
             options = Options(
                 steps=chosen,
                 limit=limit,
@@ -244,18 +168,37 @@ class Migration:
             if dry_run:
                 return self._dry_run(reader, options, started_ns)
             warnings = self._preflight()
+            if live is not None:
+                lease = stack.enter_context(self.helm.lease("backfill"))
+                options = msgspec.structs.replace(options, on_progress=_watching(lease, on_progress))
             with Ledger.open(self.ledger_path) as ledger:
                 ledger.bind(self._plan, address=reader.address, run_id=reader.run_id)
                 ledger.begin_run("backfill")
                 with self._writer() as writer:
-                    lander = Lander(writer, plan.target_db, self.tape, plan.timezone)
-                    job = Backfill(reader, self._writer, plan, ledger, lander, options)
+                    lander = Lander(writer, self._seen.target_db, self.tape, plan.timezone)
+                    job = Backfill(reader, self._writer, self._seen, ledger, lander, options)
                     job.run()
                 report = self._report(job, reader, started_ns, warnings)
-                if limit is None and steps is None and ledger.state("phase") == "planned":
+                if live is None and whole and ledger.state("phase") == "planned":
                     ledger.set_state(phase="backfilled")
                 ledger.end_run(report.path)
-                return report
+            if live is not None and whole and report.exit_code == EXIT_OK:
+                lease.check()
+                with self._writer() as writer:
+                    course.advance(self.helm, writer, "backfill")
+            return report
+
+    def _live(self, endpoint: Endpoint) -> State | None:
+        """Return the state of a live migration under way, None for a historical one. Raises StateLost."""
+        if self.target_url is not None:
+            return None  # a write cannot be one transaction on two servers
+        try:
+            found = self.helm.look(endpoint)
+        except EndpointError as error:
+            if error.facts.get("code") not in ("NOPERM", "ERR") or self.helm.known() is not None:
+                raise
+            return None  # this user may not see it, and so cannot have started one
+        return None if found is None or found.phase is Phase.PLANNED else found
 
     def _dry_run(self, reader: Endpoint, options: Options, started_ns: int) -> Report:
         plan = self._plan
@@ -264,8 +207,8 @@ class Migration:
             if ledger is not None:
                 ledger.check(plan, address=reader.address, run_id=reader.run_id)
             with self._reader() as landing:
-                lander = Lander(landing, plan.target_db, self.tape, plan.timezone, dry_run=True)
-                job = Backfill(reader, None, plan, ledger, lander, options)
+                lander = Lander(landing, self._seen.target_db, self.tape, plan.timezone, dry_run=True)
+                job = Backfill(reader, None, self._seen, ledger, lander, options)
                 job.run()
         finally:
             if ledger is not None:
@@ -294,22 +237,49 @@ class Migration:
                 address = reader.address
                 if ledger is not None:
                     ledger.check(self._plan, address=address, run_id=reader.run_id)
+                live = self._live(reader)
+                began_ms = states.server_ms(reader) if live is not None else 0
                 result = verify(
                     reader,
-                    self._plan,
+                    self._seen,
                     ledger,
                     tape=self.tape,
                     rounds=rounds,
                     pause_s=pause_s,
                     sample=sample,
                     on_progress=on_progress,
+                    in_server=self.target_url is None,
                 )
         finally:
             if ledger is not None:
                 ledger.close()
-        return self._record_verdict(result, address)
+        result = self._record_verdict(result, address, live is not None)
+        return result if live is None else self._record_live(result, began_ms)
 
-    def _record_verdict(self, result: Verification, address: str) -> Verification:
+    def _record_live(self, result: Verification, began_ms: int) -> Verification:
+        """Tell the history of a live migration what a verify found, and go on to `verified` where it proves enough."""
+        if result.sampled:
+            return result
+        proven = course.proven(result)
+        with self._writer() as writer:
+            with self.helm.history(writer) as history:
+                history.set_values(
+                    verdict=result.verdict, verified_ms=str(began_ms), verified="1" if proven else "0",
+                    verified_skips=msgspec.json.encode(course.harmful(result)).decode(),
+                )  # fmt: skip
+            now = self.helm.look(writer)
+            if now is None or now.phase is not Phase.BACKFILLED:
+                return result
+            if proven:
+                course.advance(self.helm, writer, "verify")
+                return result
+        if result.exit_code == EXIT_FAILURES:
+            return result
+        why = ", ".join(f"{number:,} {name}" for name, number in course.harmful(result).items())
+        hint = "readers of the new names would see something else: verify --repair settles them"
+        return msgspec.structs.replace(result, note=f"the phase stays {now.phase}: {why}; {hint}")
+
+    def _record_verdict(self, result: Verification, address: str, live: bool) -> Verification:
         now_ns = clock.now_ns()
         if self.report_dir is not None:
             content = {
@@ -326,27 +296,59 @@ class Migration:
         try:
             with Ledger.open(self.ledger_path) as ledger:
                 ledger.begin_run("verify")
-                proven = result.exit_code in (0, 3) and ledger.state("phase") == "backfilled"
+                proven = not live and result.exit_code in (0, 3) and ledger.state("phase") == "backfilled"
                 ledger.set_state(verdict=result.verdict, **({"phase": "verified"} if proven else {}))
                 ledger.end_run(result.report)
         except LedgerBusy as busy:
+            if live:
+                return result  # a mirror is at work; the history has the verdict
             return msgspec.structs.replace(result, note=f"the verdict is not in the ledger: {busy.message}")
         return result
 
-    def status(self) -> Status:
-        """Return what the ledger says. Raises LedgerUnusable where there is none."""
-        with Ledger.open(self.ledger_path, mode="r") as ledger:
-            return Status(
-                ledger=str(self.ledger_path),
-                plan_name=ledger.state("plan_name") or "",
-                plan_hash=ledger.state("plan_hash") or "",
-                target_db=int(ledger.state("target_db") or 0),
-                address=ledger.state("address") or "",
-                phase=ledger.state("phase") or "planned",
-                verdict=ledger.state("verdict"),
-                steps=ledger.counts(),
-                runs=tuple(ledger.runs()),
-            )
+    def start(self, *, mirrored: bool | None = None, execute: bool = False) -> Move:
+        """Begin the live migration: clients write both sides from then on. A dry run until `execute`.
+
+        mirrored: there are writers that cannot be changed, and `migrate mirror` follows them; None leaves it as it is.
+        A state that the server forgot (StateLost) is written back, as `dual_writing`. Raises PreflightRefused,
+        PlanCollision, PhaseRefused, ConfigInvalid, OperatorBusy, StateLost where the new names were the truth already.
+        """
+        self._same_server("start")
+        self._preflight()
+        with self._reader() as reader:
+            check_collisions(reader, self._plan)
+        return course.start(self.helm, mirrored=mirrored, execute=execute)
+
+    def switch_reads(self, *, share: float = 1.0, shadow: float | None = None, execute: bool = False) -> Move:
+        """Let a share of reads, 0 to 1, go to the new names first; a dry run until `execute`.
+
+        shadow: share of reads that are compared with the other side; None leaves it as it is. Given again, it changes
+        the shares. Raises PhaseRefused, ConfigInvalid, OperatorBusy, StateMoved, StateLost.
+        """
+        return course.switch_reads(self.helm, share=share, shadow=shadow, execute=execute)
+
+    def pause(self) -> Move:
+        """Let all copying stand still, at once. Clients write on. Raises PhaseRefused."""
+        return course.setting(self.helm, "pause", "copying stands still; clients write on", paused=True)
+
+    def resume(self) -> Move:
+        """Let copying go on after pause(). Raises PhaseRefused."""
+        return course.setting(self.helm, "resume", "copying goes on", paused=False)
+
+    def throttle(self, settings: Mapping[str, Any], *, clear: bool = False) -> Move:
+        """Change settings of the throttle for all who copy, at once; None takes one out, `clear` all others.
+
+        Raises PhaseRefused.
+        """
+        return course.throttle(self.helm, settings, clear=clear)
+
+    def postpone(self, postponed: bool = True) -> Move:
+        """Let no cutover begin until postpone(False). Raises PhaseRefused."""
+        told = "no cutover may begin" if postponed else "a cutover may begin"
+        return course.setting(self.helm, "postpone", told, postponed=postponed)
+
+    def status(self, *, server: bool | None = None) -> Status:
+        """Return where the migration stands; see status_of(). Raises LedgerUnusable where nobody knows of one."""
+        return status_of(self.helm, server=server)
 
     def why(self, key: bytes | str) -> list[Reason]:
         """Return the history of a key, given by its old or its new name, oldest first; [] if the ledger has
@@ -354,19 +356,35 @@ class Migration:
         """
         wanted = key.encode() if isinstance(key, str) else key
         with Ledger.open(self.ledger_path, mode="r") as ledger:
-            return [_reason(entry) for entry in ledger.why(wanted)]
+            return [Reason.of(entry) for entry in ledger.why(wanted)]
+
+    def _same_server(self, command: str) -> None:
+        if self.target_url is not None:
+            raise ConfigInvalid(
+                f"{command} with another server as the target: a write to both would not be one transaction",
+                hint="a live migration stays on one server; to another one, backfill and verify",
+            )
 
     def _reader(self) -> Endpoint:
+        if self.target_url is not None:
+            return connect_both(self.url, self.target_url, writable=False, timeout_s=self._timeout_s)
         return Endpoint.connect(self.url, writable=False, timeout_s=self._timeout_s)
 
     def _writer(self) -> Endpoint:
+        if self.target_url is not None:
+            return connect_both(self.url, self.target_url, writable=True, timeout_s=self._timeout_s)
         return connect_again(self.url, timeout_s=self._timeout_s)
 
     def _preflight(self) -> tuple[str, ...]:
         if not self._checks:
             return ()
-        with Endpoint.connect(self.url, timeout_s=self._timeout_s) as endpoint:
-            return preflight.check(endpoint, self._plan).warnings
+        with self._writer() as endpoint:
+            return self._check(endpoint).warnings
+
+    def _check(self, endpoint: Endpoint) -> preflight.Preflight:
+        if isinstance(endpoint, Bridge):
+            return check_both(endpoint, self._seen)
+        return preflight.check(endpoint, self._plan)
 
     def _report(
         self,
@@ -402,24 +420,19 @@ class Migration:
         return report if self.report_dir is None else report.save(self.report_dir)
 
 
+def _watching(lease: Lease, on_progress: OnProgress | None) -> OnProgress:
+    """Return what shows progress, and ends the work of an operator who lost the lease."""
+
+    def told(progress: Progress) -> None:
+        lease.check()
+        if on_progress is not None:
+            on_progress(progress)
+
+    return told
+
+
 def _unmatched(found: dict[int, Unmatched]) -> dict[int, UnmatchedKeys]:
     return {db: UnmatchedKeys(keys.count, tuple(keys.first)) for db, keys in found.items() if keys.count}
-
-
-def _reason(entry: Entry) -> Reason:
-    return Reason(
-        run=entry.run,
-        at_ns=entry.settled_ns,
-        step=entry.step,
-        source_db=entry.source_db,
-        key=entry.key,
-        target=entry.target,
-        outcome=entry.outcome.value,
-        error=entry.error,
-        expire_ms=entry.expire_ms,
-        read=entry.read,
-        written=entry.written,
-    )
 
 
 __all__ = ["Migration", "PlanCheck", "Reason", "Status"]

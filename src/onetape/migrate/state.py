@@ -105,8 +105,10 @@ def _of_plan(state: State, plan: Plan) -> State:
     return state
 
 
-def change(endpoint: Endpoint, plan: Plan, expected: int, **fields: Any) -> State:
+def change(endpoint: Endpoint, plan: Plan, expected: int, *, floor: int = 0, **fields: Any) -> State:
     """Write the next version of the state, if `expected` is still the present one (0: there is none), and return it.
+
+    `floor`: a version that clients may know already; the new one is greater.
 
     One transaction: afterwards the change holds for every client, or nothing was changed. Raises StateMoved,
     EndpointError.
@@ -128,7 +130,7 @@ def change(endpoint: Endpoint, plan: Plan, expected: int, **fields: Any) -> Stat
         version=0, phase=Phase.PLANNED, plan_name=plan.name, plan_hash=plan.hash, target_db=plan.target_db
     )
     after = msgspec.structs.replace(
-        before, **{"changed_by": operator(), "reason": "", **fields}, version=expected + 1, changed_ms=now_ms
+        before, **{"changed_by": operator(), "reason": "", **fields}, version=max(expected, floor) + 1, changed_ms=now_ms
     )
     replies = endpoint.pipeline([("MULTI",), ("SET", names.state, msgspec.json.encode(after)), ("EXEC",)])
     if isinstance(replies[-1], Exception):

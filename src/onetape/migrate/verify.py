@@ -32,6 +32,7 @@ Progress = Callable[[int, int], None]
 
 _AGAIN = 1000
 _OPEN_MAX = 100_000
+_STATE = b"onetape:migration:"  # of a live migration
 _OURS = b"onetape:"  # temporary keys of a copy or a merge that was killed
 
 
@@ -145,6 +146,8 @@ class _Run:
         while keys or not scan.done:
             wanted: dict[int, list[tuple[bytes, bytes, Rule]]] = {}
             for target in keys:
+                if target.startswith(_STATE):
+                    continue
                 if target.startswith(_OURS):
                     leftover = Found(self._plan.target_db, target, target, self._plan.rules[0])
                     leftover.finding, leftover.told = Finding.EXTRA, "left by a run that was killed"
