@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from onetape.errors import EndpointError
+from onetape.migrate.decide import SLACK_BEFORE_7_MS
 from onetape.migrate.endpoint import Endpoint, ReplyError, pack
 
 Pair = tuple[bytes, bytes]  # source key, target key
+_FOOTER_BYTES = 10
 
 EQUAL, DIFFERENT, NO_SOURCE, NO_TARGET, EXPIRY, BIG = b"=", b"d", b"s", b"t", b"x", b"B"
 
@@ -116,23 +118,40 @@ class Comparer:
             yield from (BIG if is_big else next(codes) for is_big in big)
 
     def _of_dumps(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> list[bytes]:
-        commands: list[tuple[bytes | str | int, ...]] = [("SELECT", source_db)]
-        commands += [command for key, _ in pairs for command in (("DUMP", key), ("PEXPIRETIME", key))]
-        commands.append(("SELECT", target_db))
-        commands += [command for _, key in pairs for command in (("DUMP", key), ("PEXPIRETIME", key))]
+        exact = self._endpoint.has_expire_time
+        when = "PEXPIRETIME" if exact else "PTTL"
+        commands: list[tuple[bytes | str | int, ...]] = []
+        for db, side in ((source_db, 0), (target_db, 1)):
+            commands += [("SELECT", db), ("TIME",)]
+            commands += [command for pair in pairs for command in (("DUMP", pair[side]), (when, pair[side]))]
         replies = self._endpoint.pipeline(commands)
         for reply in replies:
             if isinstance(reply, ReplyError):
                 raise EndpointError(f"comparing keys: {reply.message}", code=reply.code)
-        here, there = replies[1 : 1 + 2 * len(pairs)], replies[2 + 2 * len(pairs) :]
-        return [_code(here[i], there[i], here[i + 1], there[i + 1]) for i in range(0, len(here), 2)]
+        half = len(replies) // 2
+        here, there = replies[2:half], replies[half + 2 :]
+        # Two servers' clocks: what is left on either is added to its own time.
+        apart_ms = 0 if exact else _ms(replies[1]) - _ms(replies[half + 1])
+        slack_ms = 0 if exact else SLACK_BEFORE_7_MS
+        return [
+            _code(here[i], there[i], here[i + 1], there[i + 1], apart_ms, slack_ms) for i in range(0, len(here), 2)
+        ]
 
 
-def _code(source: bytes | None, target: bytes | None, source_ms: int, target_ms: int) -> bytes:
+def _ms(time: Sequence[bytes]) -> int:
+    return int(time[0]) * 1000 + int(time[1]) // 1000
+
+
+def _code(
+    source: bytes | None, target: bytes | None, source_ms: int, target_ms: int, apart_ms: int, slack_ms: int
+) -> bytes:
     if source is None:
         return NO_SOURCE
     if target is None:
         return NO_TARGET
-    if source != target:
+    # The footer, version and checksum, is the server's and not the value's.
+    if source != target and source[:-_FOOTER_BYTES] != target[:-_FOOTER_BYTES]:
         return DIFFERENT
-    return EQUAL if source_ms == target_ms else EXPIRY
+    if source_ms < 0 or target_ms < 0:
+        return EQUAL if source_ms == target_ms else EXPIRY
+    return EQUAL if abs(source_ms + apart_ms - target_ms) <= slack_ms else EXPIRY

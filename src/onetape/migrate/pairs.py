@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from onetape.errors import EndpointError
 from onetape.migrate import compare, content
 from onetape.migrate.compare import Comparer, Request
+from onetape.migrate.decide import SLACK_BEFORE_7_MS
 from onetape.migrate.endpoint import Endpoint, ReplyError
 from onetape.migrate.hash_ticks import HashTickReader
 from onetape.migrate.merge import IDENTITY_FIELD, earlier_of, merged_identity, missing, parse_id
@@ -38,6 +39,7 @@ class Checker:
         self._target_db = plan.target_db
         self._tape = tape
         self._comparer = Comparer(endpoint, in_server)
+        self._slack_ms = 0 if endpoint.has_expire_time else SLACK_BEFORE_7_MS
         self._hashes = HashTickReader(endpoint, plan.timezone)
         self._lander = Lander(endpoint, plan.target_db, tape, plan.timezone, dry_run=True)
         merging = [rule.target for rule in plan.rules if rule.kind == "hash_ticks"]
@@ -135,7 +137,7 @@ class Checker:
             found.finding = Finding.GONE
         elif target is None:
             found.finding, found.told = Finding.MISSING, "missing in the target"
-        elif source == target or self._is_base(source_db, found, source, target):
+        elif source.equals(target, self._slack_ms) or self._is_base(source_db, found, source, target):
             found.finding = Finding.EQUAL
         else:
             found.finding, found.told = Finding.DIFFERS, content.differences(source, target)

@@ -50,6 +50,11 @@ class StreamState(msgspec.Struct, frozen=True):
             found.append((b"group %s" % group.name, msgspec.json.encode(group)))
         return found
 
+    def uncounted(self) -> StreamState:
+        """Return what a server before 7.0 knows of it, to be compared with one."""
+        groups = [msgspec.structs.replace(group, entries_read=None) for group in self.groups]
+        return StreamState(last_id=self.last_id, max_deleted=None, added=None, groups=groups)
+
     def position(self, key: bytes) -> tuple[Argument, ...]:
         """Return the command that sets a stream's last id and counters."""
         if self.added is None or self.max_deleted is None:

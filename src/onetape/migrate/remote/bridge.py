@@ -46,6 +46,11 @@ class Bridge(Endpoint):
         self.server, self.version = side.server, side.version
 
     @property
+    def has_expire_time(self) -> bool:
+        """Return whether both servers know PEXPIRETIME."""
+        return self.source.has_expire_time and self.target.has_expire_time
+
+    @property
     def closed(self) -> bool:
         """Return whether one of the connections was closed or lost."""
         return self.source.closed or self.target.closed
