@@ -1,0 +1,259 @@
+"""The steps of a read: what is asked, and what follows from the answers. No connection here, so that the same steps
+serve the sync and the asyncio clients: each generator yields an Ask and is sent its replies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+from redis.exceptions import ResponseError
+
+from onetape.errors import CommandUnmapped, StateMoved
+from onetape.migrate.reader import reads
+from onetape.migrate.reader.core import Core, Job
+from onetape.migrate.reader.routed import Args, Plain, Read, Sided, Split
+from onetape.migrate.reader.switch import Side, can_compare, falls_back, side_of_read, sides_of_read
+
+#: How often a read begins again because the state moved while it was asked.
+_ATTEMPTS = 5
+#: A blocking XREAD waits in slices, so that it follows the switch while it waits, ms.
+_SLICE_MS = 500
+
+Command = tuple[int, Args, dict[str, Any]]  # database, arguments, redis-py's options
+
+
+class Ask(NamedTuple):
+    """Commands for one packet, answered in their order; error replies of the server come in place of the results."""
+
+    commands: list[Command]
+    transaction: bool = False
+
+
+Steps = Generator[Ask, list[Any], list[Any]]
+
+
+def answer(core: Core, items: Sequence[Read | Plain | Split], transaction: bool = False) -> Steps:
+    """Return the reply of each item, or its error. All of them go to the same side, drawn once."""
+    flat: list[Read | Plain] = []
+    for item in items:
+        flat += item.parts if isinstance(item, Split) else [item]
+    transaction = transaction or len(flat) > len(items)
+    view = core.view
+    state_of: Command = (core.names.db, ("GET", core.names.state), {})
+    if not view.seen:
+        view.take((yield Ask([state_of]))[0])
+    for _attempt in range(_ATTEMPTS):
+        due, before = view.due(), view.state
+        turn = side_of_read(before, core.chance)
+        sides = [_side(core, item, turn) for item in flat]
+        commands: list[Command] = [state_of] if due else []
+        commands += [_command(item, side) for item, side in zip(flat, sides, strict=True)]
+        replies = yield Ask(commands, transaction)
+        if not due:
+            break
+        view.take(replies.pop(0))
+        allowed = sides_of_read(view.state)
+        if view.state is before or all(side in allowed for side in sides):
+            break
+    else:
+        raise StateMoved("the migration's state changed again and again while a read went by it", hint="read again")
+    if falls_back(view.state):
+        yield from _fall_back(core, flat, sides, replies)
+    else:
+        _count(core, flat, sides, replies)
+    if core.view.state is not None and core.view.state.shadow_share and can_compare(core.view.state):
+        _shadow(core, flat, replies)
+    for place, (item, side) in enumerate(zip(flat, sides, strict=True)):
+        if isinstance(item, Read):
+            replies[place] = item.named(replies[place], side)
+            _remember(core, item, side, replies[place])
+    return _joined(items, replies)
+
+
+def blocking(core: Core, read: Read) -> Steps:
+    """Return the reply of an XREAD that blocks, as answer() does, following the switch while it waits."""
+    if not core.view.seen:
+        core.view.take((yield Ask([(core.names.db, ("GET", core.names.state), {})]))[0])
+    wait_ms = block_ms(read)
+    assert wait_ms is not None
+    read = yield from _from_here(core, read)
+    until = time.monotonic() + wait_ms / 1000
+    while True:
+        left = _SLICE_MS if wait_ms == 0 else max(1, min(_SLICE_MS, round((until - time.monotonic()) * 1000)))
+        replies = yield from answer(core, [_with_block(read, left)])
+        if replies[0] or (wait_ms and time.monotonic() >= until):
+            return replies
+
+
+def block_ms(read: Read) -> int | None:
+    """Return how long a read waits for something new at the most, ms, 0 for ever; None for one that does not wait."""
+    if read.name != "XREAD":
+        return None
+    args = (read.old or read.on("new")).args
+    words = [reads.text_of(arg).upper() for arg in args]
+    words = words[: words.index("STREAMS")]
+    try:
+        return int(reads.text_of(args[words.index("BLOCK") + 1]))
+    except (ValueError, IndexError):
+        return None
+
+
+def _from_here(core: Core, read: Read) -> Generator[Ask, list[Any], Read]:
+    """Return an XREAD whose `$` are the ids that they stand for now: each slice would begin anew otherwise."""
+    sided = read.on(side_of_read(core.view.state, core.chance))
+    number = len(sided.keys)
+    marked = [i for i in range(number) if reads.text_of(sided.args[i - number]) == "$"]
+    if not marked:
+        return read
+    replies = yield Ask([(sided.db, ("XINFO STREAM", sided.keys[i]), {}) for i in marked])
+    ids: dict[int, Any] = {}
+    for i, reply in zip(marked, replies, strict=True):
+        ids[i] = reply["last-generated-id"] if isinstance(reply, dict) else "0-0"
+
+    def fixed(one: Sided | None) -> Sided | None:
+        if one is None:
+            return None
+        args = list(one.args)
+        for i, last in ids.items():
+            args[i - number] = last
+        return one._replace(args=tuple(args))
+
+    return Read(read.name, read.given, fixed(read.old), fixed(read.new), read.options)
+
+
+def _with_block(read: Read, wait_ms: int | None) -> Read:
+    """Return an XREAD with another time to wait; None: with none."""
+
+    def changed(one: Sided | None) -> Sided | None:
+        if one is None:
+            return None
+        at = next(i for i, arg in enumerate(one.args) if reads.text_of(arg).upper() == "BLOCK")
+        new = () if wait_ms is None else ("BLOCK", wait_ms)
+        return one._replace(args=(*one.args[:at], *new, *one.args[at + 2 :]))
+
+    return Read(read.name, read.given, changed(read.old), changed(read.new), read.options)
+
+
+def _side(core: Core, item: Read | Plain, turn: Side) -> Side:
+    if isinstance(item, Plain):
+        return turn
+    if item.name in reads.SCANS:
+        # A cursor means something on the side that gave it only.
+        turn = core.pins.get((item.given[0], _cursor(item)), turn)
+    if turn == "new" and item.new is None and item.old is not None and falls_back(core.view.state):
+        return "old"
+    return turn
+
+
+def _remember(core: Core, item: Read, side: Side, reply: Any) -> None:
+    if item.name in reads.SCANS and isinstance(reply, tuple | list) and reply and reads.text_of(reply[0]) != "0":
+        core.pin((item.given[0], reads.text_of(reply[0])), side)
+
+
+def _cursor(item: Read) -> str:
+    args = (item.old or item.on("new")).args
+    return reads.text_of(args[2]) if len(args) > 2 else "0"
+
+
+def _command(item: Read | Plain, side: Side) -> Command:
+    if isinstance(item, Plain):
+        return item.db, item.args, dict(item.options)
+    sided = item.on(side)
+    return sided.db, sided.args, dict(item.options)
+
+
+def _count(core: Core, flat: Sequence[Read | Plain], sides: Sequence[Side], replies: Sequence[Any]) -> None:
+    for item, side, _reply in zip(flat, sides, replies, strict=True):
+        if isinstance(item, Read):
+            if side == "new":
+                core.tally.new()
+            else:
+                core.tally.other("old_reads")
+
+
+def _fall_back(
+    core: Core, flat: Sequence[Read | Plain], sides: list[Side], replies: list[Any]
+) -> Generator[Ask, list[Any], None]:
+    """Ask the old side for what the new one does not have; replies and sides are changed in place."""
+    again: list[tuple[int, bool]] = []
+    commands: list[Command] = []
+    for place, (item, side, reply) in enumerate(zip(flat, sides, replies, strict=True)):
+        if not isinstance(item, Read):
+            continue
+        if side == "old":
+            core.tally.other("old_reads")
+            continue
+        failed = isinstance(reply, ResponseError)
+        sure = item.name in reads.SURE
+        # Of several keys one may be missing without the reply showing it.
+        lacking = reads.missing(item.name, reply) if sure else len(item.given) > 1 or reads.bare(reply)
+        if not failed and not lacking:
+            core.tally.new()
+            continue
+        if item.old is None:  # its keys have no one place on the old side, so nothing but the new one can answer
+            core.tally.new()
+            continue
+        if block_ms(item) is not None:
+            item = _with_block(item, None)
+        old, new = item.on("old"), item.on("new")
+        if not failed and not sure:
+            # A key that is there can answer so too: of another field, another range. EXISTS is asked before the
+            # command: a key that comes in between is read, one that goes is gone on both sides.
+            commands += [(new.db, ("EXISTS", *new.keys), {}), (new.db, new.args, dict(item.options))]
+        commands.append((old.db, ("EXISTS", *old.keys), {}))
+        commands.append((old.db, old.args, dict(item.options)))
+        again.append((place, failed or sure))
+    if not again:
+        return
+    found = iter((yield Ask(commands)))
+    for place, known in again:
+        item = flat[place]
+        assert isinstance(item, Read)
+        here = 0
+        if not known:
+            here, reply = next(found), next(found)
+            if here == len(item.given) and not isinstance(reply, Exception):
+                core.tally.new()
+                replies[place] = reply
+                next(found), next(found)
+                continue
+        there, reply = next(found), next(found)
+        if isinstance(replies[place], Exception) and not isinstance(reply, Exception):
+            core.tally.add("errors")
+        sides[place], replies[place] = "old", reply
+        if isinstance(there, Exception) or isinstance(here, Exception) or there > here:
+            core.tally.fallback()
+        else:
+            core.tally.other("misses")
+
+
+def _shadow(core: Core, flat: Sequence[Read | Plain], replies: Sequence[Any]) -> None:
+    state = core.view.state
+    assert state is not None
+    for item, reply in zip(flat, replies, strict=True):
+        if not isinstance(item, Read) or item.at is None or item.old is None or item.new is None:
+            continue
+        if item.name in reads.NOT_COMPARED or " " in item.name or core.chance() >= state.shadow_share:
+            continue
+        core.offer(Job(item.name, item.old, item.new), reply)
+
+
+def _joined(items: Sequence[Read | Plain | Split], replies: Sequence[Any]) -> list[Any]:
+    rest = iter(replies)
+    return [
+        item.whole([next(rest) for _part in item.parts]) if isinstance(item, Split) else next(rest) for item in items
+    ]
+
+
+def refused(name: str, key: str) -> CommandUnmapped:
+    """Return the error for a command that a reader must not send to one side of a key that has two."""
+    return CommandUnmapped(
+        f"{name} {key}: this client only reads, and the key has an old and a new side",
+        hint="write through DualRedis, which writes both; or make the reader with on_write='pass'",
+        command=name,
+    )
+
+
+__all__ = ["Ask", "Command", "Steps", "answer", "block_ms", "blocking", "refused"]
