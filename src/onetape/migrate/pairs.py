@@ -155,7 +155,7 @@ class Checker:
             return False
         if not any(found.target.startswith(prefix) for prefix in self._merged):
             return False
-        return _stream_is_base(self._endpoint, (source_db, found.key), (self._target_db, found.target))
+        return stream_is_base(self._endpoint, (source_db, found.key), (self._target_db, found.target))
 
     def _check_streams(self, source_db: int, batch: Sequence[Found]) -> None:
         """The cursor of a stream must be at its last entry, or, if it was written since, at its copy's."""
@@ -286,7 +286,8 @@ class Checker:
                 found.finding, found.told = Finding.NOT_A_TICK, tick.rejected
 
 
-def _stream_is_base(endpoint: Endpoint, source: tuple[int, bytes], target: tuple[int, bytes]) -> bool:
+def stream_is_base(endpoint: Endpoint, source: tuple[int, bytes], target: tuple[int, bytes]) -> bool:
+    """Return whether the target is the source's stream, but for ticks that were merged into it."""
     places, states = (source, target), []
     for db, key in places:
         endpoint.select(db)
