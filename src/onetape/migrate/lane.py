@@ -54,7 +54,14 @@ class Batch(msgspec.Struct):
     def cut(self, start: int, end: int, size: int) -> list[Batch]:
         """Return what lies between two places as batches of at most so many keys, as careful as this one."""
         return [
-            Batch(self.db, self.keys[at:to], self.targets[at:to], self.rules[at:to], self.careful)
+            Batch(
+                self.db,
+                self.keys[at:to],
+                self.targets[at:to],
+                self.rules[at:to],
+                self.careful,
+                mine=None if self.mine is None else self.mine[at:to],
+            )
             for at in range(start, end, size)
             for to in (min(at + size, end),)
         ]

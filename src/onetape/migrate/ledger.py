@@ -325,9 +325,14 @@ class Ledger:
         self._last_entry += len(keys)
         return batch
 
-    def settle_open(self, batch: int, undone: Sequence[int] = ()) -> None:
-        """Record that a batch of intend_open() was done, but for the keys at these places, which were left alone."""
-        self._write(lambda: self._settle_open(batch, undone))
+    def settle_open(self, settled: Sequence[tuple[int, Sequence[int]]]) -> None:
+        """Record that batches of intend_open() were done, but for the keys at these places, which were left alone."""
+
+        def write() -> None:
+            for batch, undone in settled:
+                self._settle_open(batch, undone)
+
+        self._write(write)
 
     def record_equal(
         self,
