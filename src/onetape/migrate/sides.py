@@ -244,7 +244,7 @@ class Redis:
         kept = plain if raw else ()
         told = [int.from_bytes(identity[:4] + identity[8:12], "little") for identity in merged]
         if why is not None:
-            return Part([], {"ts_event_ns": []}, key, False, kept, len(page), told)
+            return Part([], {"ts_event_ns": []}, key, others=len(page), identities=told)
         decoded = self._decoder.decode(plain, [symbol] * len(page), [_id_ns(one[0]) for one in page]).valid()
         columns = decoded.columns
         symbols, others = columns.get("symbol", []), len(page) - len(decoded.rows)
