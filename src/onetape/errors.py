@@ -40,6 +40,7 @@ OnetapeError
     ├── StateMoved           somebody else changed the migration's state meanwhile
     ├── StateLost            the server forgot a state that the ledger knows
     ├── OperatorBusy         another operator is at work with this migration
+    ├── MemoryShort          the server's memory would not do for the rest: stopped before anything was evicted
     ├── SourceVanished       a mirrored database lost most of its keys without a word
     └── CommandUnmapped      a command that cannot be written to both sides
 """
@@ -234,6 +235,10 @@ class StateLost(MigrationError):
 
 class OperatorBusy(MigrationError):
     """Another operator is at work with this migration: `facts` say who and since when. Nothing was changed."""
+
+
+class MemoryShort(MigrationError):
+    """The server's memory would not do for the rest: stopped before its limit. Run again with more: it goes on."""
 
 
 class CommandUnmapped(MigrationError):

@@ -15,7 +15,8 @@ import msgspec
 class Progress(msgspec.Struct, frozen=True):
     """Where long work is: `done` of `total` items, `rate_per_s` over the last seconds, and the time left.
 
-    `total` 0 means that it is not known; then, and before the first rate, `left_s` is None.
+    `total` 0 means that it is not known; then, and before the first rate, `left_s` is None. `reason`: what holds it
+    back at the moment, None for nothing.
     """
 
     step: str
@@ -24,6 +25,7 @@ class Progress(msgspec.Struct, frozen=True):
     elapsed_s: float
     rate_per_s: float
     left_s: float | None
+    reason: str | None = None
 
     @property
     def fraction(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -10,6 +11,11 @@ class Pacing(Protocol):
 
     #: Keys that should be sent together at most, None where it does not matter.
     batch_keys: int | None
+    #: How many keys are to go, as far as whoever asks knows: said before each wait().
+    left: int
+    #: Called now and then while wait() waits, and once before it waits for perhaps long: with nothing on its way.
+    on_wait: Callable[[], None] | None
+    on_stop: Callable[[], None] | None
 
     @property
     def reason(self) -> str | None:

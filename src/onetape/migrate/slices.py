@@ -16,90 +16,40 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
-from hashlib import blake2b
 
 import msgspec
 
 from onetape.errors import EndpointError, MigrationError
-from onetape.migrate import content, decide, dump
+from onetape.migrate import content, decide
 from onetape.migrate.content import LENGTH, Content, read_content
 from onetape.migrate.copy import LOSSES_MAX, OnDone
 from onetape.migrate.endpoint import Endpoint, ReplyError, is_lost
 from onetape.migrate.guard import Guard, Place
-from onetape.migrate.lane import Batch
-from onetape.migrate.ledger import Entry, Known, Ledger, Row, key_hash
+from onetape.migrate.ledger import Ledger
 from onetape.migrate.pacing import Pacing
+from onetape.migrate.slice_decide import (
+    BLOCKS,
+    SLICE_BYTES,
+    SLICE_BYTES_OF_BLOCKS,
+    Big,
+    Done,
+    content_digest,
+    decide_existing,
+)
 from onetape.migrate.slice_write import LEASE_MS, Lost, write
 
 TEMPORARY = b"onetape:slice:"
-
-#: Above these sizes in the server's memory a key of a type is copied in slices. A COPY takes 1 to 2 ms a MiB where
-#: elements are copied one by one, a fifth of it where blocks are, and many times more for millions of elements; a DUMP
-#: takes 1 to 5 ms a MiB of anything.
-SLICE_BYTES = 2 * 1024 * 1024
-SLICE_BYTES_OF_BLOCKS = 16 * 1024 * 1024
-_BLOCKS = (b"string", b"stream")
 
 #: How long the server may stand still for the one COPY of a key that is never quiet, ms.
 PAUSE_MS_MAX = 50.0
 #: A key is begun anew this often when its source changes meanwhile.
 ATTEMPTS_MAX = 4
-#: Of what the server takes: ms a MiB (measured for sets and sorted sets that no longer fit the processor's cache).
-_COPY_MS_A_MIB = 25.0
-_COPY_MS_A_MIB_OF_BLOCKS = 0.7
-#: Up to here a target is dumped to see whether it is what an earlier run copied whole.
-_DUMP_BYTES_MAX = 16 * 1024 * 1024
+#: What the server takes for one COPY, ms a MiB: of blocks; of elements; of so many elements that the processor's caches
+#: do not hold them.
+_COPY_MS_A_MIB = (0.7, 5.0, 25.0)
+_CACHED_BYTES = 16 * 1024 * 1024
 _ASK_EVERY = 50  # slices between two looks at whether anything changed
-_CONTENT = b"c"
 _STATE = "slicing"
-
-
-def is_sliced(kind: bytes, size: int, *, dumps: bool) -> bool:
-    """Return whether a key of that type and size in memory is copied in slices. `dumps`: else it would be dumped."""
-    if kind not in LENGTH:
-        return False
-    return size > (SLICE_BYTES_OF_BLOCKS if kind in _BLOCKS and not dumps else SLICE_BYTES)
-
-
-def content_digest(found: Content) -> bytes:
-    """Return what the ledger holds of a key that was not dumped: 17 bytes that begin with b"c"."""
-    whole = content.framed(found.type.encode(), b"%d" % found.length, found.digest)
-    return _CONTENT + blake2b(whole, digest_size=dump.DIGEST_BYTES).digest()
-
-
-def is_content_digest(digest: bytes | None) -> bool:
-    """Return whether a digest of the ledger is one of a content and not of a DUMP."""
-    return digest is not None and len(digest) == dump.DIGEST_BYTES + 1
-
-
-def still_holds(endpoint: Endpoint, db: int, entry: Entry) -> bool:
-    """Return whether an entry's target is now what the entry says was written, by its content digest."""
-    found = content.read_together(endpoint, [(db, entry.target)])
-    endpoint.db = -1
-    there = None if found is None else found[0]
-    return there is not None and content_digest(there) == entry.written and _expiry(there) == entry.expire_ms
-
-
-class Big(msgspec.Struct, frozen=True):
-    """A key to copy in slices: rule's index, source database, names, bytes in the server's memory."""
-
-    rule: int
-    db: int
-    key: bytes
-    target: bytes
-    size: int
-
-    def batch(self) -> Batch:
-        """Return it as what reports are made of."""
-        return Batch(self.db, [self.key], [self.target], [self.rule])
-
-
-class _Done(msgspec.Struct):
-    """How an attempt ended: the outcome's code, why, and what the ledger is still to be told (None: nothing)."""
-
-    outcome: int
-    error: str | None = None
-    row: Row | None = None
 
 
 class _Changed(Exception):
@@ -156,7 +106,7 @@ class Slicer:
 
     def put(self, big: Big) -> None:
         """Copy one key. Raises EndpointError if the server is lost for good, LedgerUnusable, and what the pace does."""
-        done: _Done | None = None
+        done: Done | None = None
         attempts = losses = 0
         self._written = None
         while done is None:
@@ -183,7 +133,7 @@ class Slicer:
                         done = self._gave_up(big, attempts)
                 else:
                     self._abandon()
-                    done = _final(big, decide.FAILED, error.message)
+                    done = big.final(decide.FAILED, error.message)
             except MigrationError:  # the pace
                 self._abandon_quietly()
                 raise
@@ -191,7 +141,7 @@ class Slicer:
             self._ledger.record([done.row])
         self._on_done(big.batch(), [done.outcome], [done.error])
 
-    def _gave_up(self, big: Big, attempts: int) -> _Done:
+    def _gave_up(self, big: Big, attempts: int) -> Done:
         pause_ms = self._pause_ms(big)
         why = (
             f"it changed {attempts} times in a row while it was copied in slices, and one COPY would stop the server "
@@ -199,16 +149,16 @@ class Slicer:
         )
         if pause_ms <= self._pause_ms_max:
             why = f"it or its target changed {attempts} times in a row while it was copied"
-        return _final(big, decide.CHANGED_WHILE_COPYING, why)
+        return big.final(decide.CHANGED_WHILE_COPYING, why)
 
-    def _attempt(self, big: Big, attempts: int) -> _Done:
+    def _attempt(self, big: Big, attempts: int) -> Done:
         source, target = (big.db, big.key), (self._target_db, big.target)
         self._reader.select(big.db)
         kind = self._reader.call("TYPE", big.key)
         if kind == b"none":
-            return _final(big, decide.EXPIRED, "gone since it was listed: expired or deleted")
+            return big.final(decide.EXPIRED, "gone since it was listed: expired or deleted")
         if source == target:
-            return _Done(decide.UNCHANGED)
+            return big.final(decide.UNCHANGED, None)
         if self._in_one_piece(big, kind, attempts):
             return self._whole(big, target)
         self._guard.watch([source, target])
@@ -227,7 +177,7 @@ class Slicer:
 
     def _in_one_piece(self, big: Big, kind: bytes, attempts: int) -> bool:
         """Return whether this attempt is to be one COPY. Raises _Changed where that would take too long."""
-        if kind not in LENGTH or big.size <= SLICE_BYTES:
+        if kind not in LENGTH or big.size <= (SLICE_BYTES_OF_BLOCKS if kind in BLOCKS else SLICE_BYTES):
             return True
         if attempts < ATTEMPTS_MAX - 1:
             return False
@@ -235,7 +185,7 @@ class Slicer:
             raise _Changed
         return True
 
-    def _whole(self, big: Big, target: Place) -> _Done:
+    def _whole(self, big: Big, target: Place) -> Done:
         """Copy by one COPY under the temporary name: a snapshot, whatever becomes of the source."""
         self._guard.watch([target])
         temporary = self._name(big.target)
@@ -264,8 +214,8 @@ class Slicer:
 
     def _pause_ms(self, big: Big) -> float:
         self._reader.select(big.db)
-        blocks = self._reader.call("TYPE", big.key) in _BLOCKS
-        return big.size / 2**20 * (_COPY_MS_A_MIB_OF_BLOCKS if blocks else _COPY_MS_A_MIB)
+        blocks = self._reader.call("TYPE", big.key) in BLOCKS
+        return big.size / 2**20 * _COPY_MS_A_MIB[0 if blocks else 1 if big.size <= _CACHED_BYTES else 2]
 
     def _name(self, target: bytes) -> bytes:
         temporary = TEMPORARY + secrets.token_hex(8).encode() + b":" + target
@@ -327,11 +277,8 @@ class Slicer:
             return int(done[0]) + int(done[1][0]) * 1000 + int(done[1][1]) // 1000
         return _absolute(int(done[0]))
 
-    def _put_in_place(self, big: Big, temporary: bytes, digest: bytes, expire_ms: int, replace: bool) -> _Done:
-        row: Row = (
-            big.rule, big.db, big.key, big.target, digest, digest, expire_ms, decide.COPIED, None,
-            key_hash(big.db, big.key),
-        )  # fmt: skip
+    def _put_in_place(self, big: Big, temporary: bytes, digest: bytes, expire_ms: int, replace: bool) -> Done:
+        row = big.row(decide.COPIED, None, digest, digest, expire_ms)
         batch = self._ledger.intend([row])
         self._at("intended")
         # RENAME would free a target that is there before it answers anybody; UNLINK frees it beside.
@@ -358,58 +305,20 @@ class Slicer:
         self._ledger.settle(batch)
         self._ledger.set_state(**{_STATE: ""})
         self._at("recorded")
-        return _Done(decide.COPIED)
+        return Done(decide.COPIED)
 
-    def _existing(self, big: Big, here: Content | None, target: Place) -> _Done | None:
-        """Decide about a target that is there, as decide_careful does; None: it is ours, and is replaced."""
+    def _existing(self, big: Big, here: Content | None, target: Place) -> Done | None:
         there = self._content(target)
         if here is None or there is None:
             raise _Changed
-        read, held = content_digest(here), content_digest(there)
-        expire_ms, held_ms = _expiry(here), _expiry(there)
-
-        def near(one: int, other: int) -> bool:
-            return abs(one - other) <= self._slack_ms
-
         known = self._ledger.find(big.db, [big.key]).get(big.key)
-        if read == held and near(expire_ms, held_ms):
-            if self._written is not None and self._written[0] == held and near(self._written[1], held_ms):
-                return _row(big, _Done(decide.COPIED), read, held, expire_ms)  # the answer to our act was lost
-            known_now = known is not None and known.target == big.target and known.written == held
-            if known_now and known is not None and near(known.expire_ms, held_ms):
-                return _Done(decide.UNCHANGED)
-            return _row(big, _Done(decide.UNCHANGED), read, held, expire_ms)
-        ours, why = self._ours(known, big, held, held_ms)
-        if ours and known is not None and known.read != known.written:
-            if known.read == read and near(known.expire_ms, expire_ms):
-                return _Done(decide.UNCHANGED)  # the target differs because ticks were merged into our copy
-            return _row(big, _Done(decide.NEWER_TARGET_KEPT, decide.MERGED_INTO), read, None, expire_ms)
-        return None if ours else _row(big, _Done(decide.NEWER_TARGET_KEPT, why), read, None, expire_ms)
+        return decide_existing(self._reader, big, self._target_db, here, there, known, self._written, self._slack_ms)
 
     def _content(self, place: Place) -> Content | None:
         self._reader.select(place[0])
         if self._pace is not None:
             self._pace.wait(0, 0)
         return read_content(self._reader, place[1])
-
-    def _ours(self, known: Known | None, big: Big, held: bytes, held_ms: int) -> tuple[bool, str | None]:
-        """Return whether the target still holds what the ledger says we wrote, and if that cannot be known, why."""
-        if known is None or known.target != big.target or abs(known.expire_ms - held_ms) > self._slack_ms:
-            return False, None
-        written: bytes | None = known.written
-        if is_content_digest(written):
-            return written == held, None
-        if written is None:
-            return (
-                False,
-                "it was copied without a digest, so which side is newer is not known; verify --repair settles it",
-            )
-        self._reader.select(self._target_db)
-        size = self._reader.call("MEMORY", "USAGE", big.target)
-        if size is None or size > _DUMP_BYTES_MAX:
-            return False, "it was copied whole by an earlier run, and is too big by now to be compared with that"
-        payload = self._reader.call("DUMP", big.target)
-        return isinstance(payload, bytes) and dump.digest(payload) == written, None
 
     def _abandon(self) -> None:
         """Remove the temporary key of an attempt that failed."""
@@ -425,21 +334,5 @@ class Slicer:
                 raise
 
 
-def _expiry(found: Content) -> int:
-    return -1 if found.expires_ms is None else found.expires_ms
-
-
 def _absolute(expire_ms: int) -> int:
     return expire_ms if expire_ms >= 0 else -1
-
-
-def _final(big: Big, outcome: int, error: str) -> _Done:
-    return _row(big, _Done(outcome, error), None, None, -1)
-
-
-def _row(big: Big, done: _Done, read: bytes | None, written: bytes | None, expire_ms: int) -> _Done:
-    done.row = (
-        big.rule, big.db, big.key, big.target, read, written, expire_ms, done.outcome, done.error,
-        key_hash(big.db, big.key),
-    )  # fmt: skip
-    return done
