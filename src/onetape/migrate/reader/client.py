@@ -100,7 +100,7 @@ class ReaderRedis(redis.Redis):
         item = self._item(args, options)
         if item is None:
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        return self._answer(item)
+        return self._answer(item, options)
 
     def execute(self, command: str, key: Any, *args: Any, db: int | None = None) -> Any:
         """Carry out a read of a key by its name in database `db` (the client's own by default).
@@ -112,7 +112,7 @@ class ReaderRedis(redis.Redis):
         given = (command, key, *args)
         item = self._core.router.of(home, given, {})
         if item is not None:
-            return self._answer(item)
+            return self._answer(item, {})
         if reads.find(given) is None:
             raise steps.refused(command, key_text(reads.bytes_of(key)))
         return self._in(home).execute_command(*given)  # type: ignore[no-untyped-call]
@@ -145,23 +145,21 @@ class ReaderRedis(redis.Redis):
         super().close()
 
     def _item(self, args: tuple[Any, ...], options: dict[str, Any]) -> Read | Split | None:
-        core = self._core
-        item = core.router.of(self._home, args, options)
-        if item is None and reads.find(args) is None:
-            route = core.router.touches(self._home, args)
-            if route is not None and not route.merged and not route.shared:
-                if core.on_write == "refuse":
-                    raise steps.refused(reads.name_of(args), key_text(route.old_key))
-                core.tally.add("passed")
-        return item
+        return steps.item_of(self._core, self._home, args, options)
 
-    def _answer(self, item: Read | Split) -> Any:
-        waits = isinstance(item, Read) and steps.block_ms(item) is not None
-        if waits:
-            assert isinstance(item, Read)
-            reply = self._drive(steps.blocking(self._core, item))[0]
+    def _answer(self, item: Read | Split, options: dict[str, Any]) -> Any:
+        core = self._core
+        if isinstance(item, Split):
+            reply = self._drive(steps.answer(core, [item]))[0]
+        elif (side := steps.quick(core, item)) is not None and self._attended_by == os.getpid():
+            sided = item.on(side)
+            reply = self._exchange(Ask([(sided.db, sided.args, options)]))[0]
+            if not steps.settled(core, item, side, reply):
+                reply = self._drive(steps.rest(core, item.with_options(options), side, reply))[0]
+        elif steps.block_ms(item) is not None:
+            reply = self._drive(steps.blocking(core, item.with_options(options)))[0]
         else:
-            reply = self._drive(steps.answer(self._core, [item]))[0]
+            reply = self._drive(steps.answer(core, [item.with_options(options)]))[0]
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -297,8 +295,8 @@ class ReaderPipeline(Pipeline):
         item = self._client._item(args, kwargs)
         if item is not None:
             if self.watching and not self.explicit_transaction:
-                raise steps.refused(f"{reads.name_of(args)} after WATCH", key_text(_first_key(item)))
-            self._items[len(self.command_stack)] = item
+                raise steps.refused(f"{reads.name_of(args)} after WATCH", key_text(first_key(item)))
+            self._items[len(self.command_stack)] = item.with_options(kwargs) if isinstance(item, Read) else item
         return super().execute_command(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
@@ -307,7 +305,7 @@ class ReaderPipeline(Pipeline):
         if not items:
             return super().execute(raise_on_error)
         if self.watching:
-            raise steps.refused("a transaction under WATCH", key_text(_first_key(next(iter(items.values())))))
+            raise steps.refused("a transaction under WATCH", key_text(first_key(next(iter(items.values())))))
         try:
             if self.scripts:
                 self.load_scripts()  # type: ignore[no-untyped-call]
@@ -326,10 +324,11 @@ class ReaderPipeline(Pipeline):
         super().reset()
 
 
-def _first_key(item: Read | Split) -> bytes:
+def first_key(item: Read | Split) -> bytes:
+    """Return a key that the read names and the plan moves."""
     if isinstance(item, Read):
         return item.given[0]
     return next(part.given[0] for part in item.parts if isinstance(part, Read))
 
 
-__all__ = ["Reader", "ReaderPipeline", "ReaderRedis"]
+__all__ = ["Reader", "ReaderPipeline", "ReaderRedis", "first_key"]

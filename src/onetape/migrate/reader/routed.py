@@ -13,6 +13,9 @@ from onetape.migrate.routes import Route, Routes
 
 Args = tuple[Any, ...]
 
+#: Reads that are remembered.
+_REMEMBERED = 20_000
+
 
 class Sided(NamedTuple):
     """The command as one side understands it: in that database, with its names for the keys."""
@@ -39,6 +42,10 @@ class Read:
         self.new = new
         self.options = options
         self.at = (old.db, old.keys[0]) if old is not None and len(old.keys) == 1 else None
+
+    def with_options(self, options: dict[str, Any]) -> Read:
+        """Return the read with redis-py's options."""
+        return Read(self.name, self.given, self.old, self.new, options) if options else self
 
     def on(self, side: Side) -> Sided:
         """Return the command for a side. Raises CommandUnmapped where that side cannot answer it."""
@@ -102,11 +109,27 @@ class Router:
         self._routes = routes
         self._dbs = routes.dbs
         self._encoding, self._errors = encoding, errors
+        self._known: dict[tuple[int, str | bytes, str | bytes], Read | Split | None] = {}
 
     def of(self, db: int, args: Sequence[Any], options: dict[str, Any]) -> Read | Split | None:
-        """Return the read that the arguments are, None for one that concerns no key of the plan, or no read."""
+        """Return the read that the arguments are, None for one that concerns no key of the plan, or no read.
+
+        Reads with nothing but a key, the most frequent ones, are remembered; they carry no options.
+        """
         if db not in self._dbs:
             return None
+        if len(args) != 2 or type(args[1]) not in (str, bytes):
+            return self._find(db, args, options)
+        try:
+            return self._known[db, args[0], args[1]]
+        except KeyError:
+            found = self._find(db, args, {})
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[db, args[0], args[1]] = found
+            return found
+
+    def _find(self, db: int, args: Sequence[Any], options: dict[str, Any]) -> Read | Split | None:
         found = reads.find(args)
         if found is None:
             return None

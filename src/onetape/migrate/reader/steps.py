@@ -15,6 +15,7 @@ from onetape.migrate.reader import reads
 from onetape.migrate.reader.core import Core, Job
 from onetape.migrate.reader.routed import Args, Plain, Read, Sided, Split
 from onetape.migrate.reader.switch import Side, can_compare, falls_back, side_of_read, sides_of_read
+from onetape.migrate.report import key_text
 
 #: How often a read begins again because the state moved while it was asked.
 _ATTEMPTS = 5
@@ -59,17 +60,56 @@ def answer(core: Core, items: Sequence[Read | Plain | Split], transaction: bool 
             break
     else:
         raise StateMoved("the migration's state changed again and again while a read went by it", hint="read again")
-    if falls_back(view.state):
+    yield from _finish(core, flat, sides, replies)
+    return _joined(items, replies)
+
+
+def quick(core: Core, read: Read) -> Side | None:
+    """Return the side for a read that one plain command can answer now, None for one that takes answer()."""
+    view = core.view
+    if not view.seen or read.at is None or read.new is None or view.due():
+        return None
+    if read.name in reads.SCANS or read.name == "XREAD":
+        return None
+    return side_of_read(view.state, core.chance)
+
+
+def settled(core: Core, read: Read, side: Side, reply: Any) -> bool:
+    """Count what a quick read gave, and return whether that is the answer; else rest() finds it."""
+    state = core.view.state
+    if side == "old":
+        core.tally.other("old_reads")
+    elif falls_back(state) and _lacking(read, reply):
+        return False
+    else:
+        core.tally.new()
+    if state is not None and state.shadow_share and can_compare(state):
+        _shadow(core, [read], [reply])
+    return True
+
+
+def rest(core: Core, read: Read, side: Side, reply: Any) -> Steps:
+    """Return the answer of a quick read that settled nothing."""
+    replies = [reply]
+    yield from _finish(core, [read], [side], replies)
+    return replies
+
+
+def _finish(
+    core: Core, flat: Sequence[Read | Plain], sides: list[Side], replies: list[Any]
+) -> Generator[Ask, list[Any], None]:
+    """Fall back where it must, count, have some compared, and give the names back that were asked for."""
+    state = core.view.state
+    if falls_back(state):
         yield from _fall_back(core, flat, sides, replies)
     else:
         _count(core, flat, sides, replies)
-    if core.view.state is not None and core.view.state.shadow_share and can_compare(core.view.state):
+    if state is not None and state.shadow_share and can_compare(state):
         _shadow(core, flat, replies)
     for place, (item, side) in enumerate(zip(flat, sides, strict=True)):
         if isinstance(item, Read):
             replies[place] = item.named(replies[place], side)
             _remember(core, item, side, replies[place])
-    return _joined(items, replies)
 
 
 def blocking(core: Core, read: Read) -> Steps:
@@ -187,9 +227,7 @@ def _fall_back(
             continue
         failed = isinstance(reply, ResponseError)
         sure = item.name in reads.SURE
-        # Of several keys one may be missing without the reply showing it.
-        lacking = reads.missing(item.name, reply) if sure else len(item.given) > 1 or reads.bare(reply)
-        if not failed and not lacking:
+        if not _lacking(item, reply):
             core.tally.new()
             continue
         if item.old is None:  # its keys have no one place on the old side, so nothing but the new one can answer
@@ -229,6 +267,15 @@ def _fall_back(
             core.tally.other("misses")
 
 
+def _lacking(item: Read, reply: Any) -> bool:
+    """Return whether the new side may lack the key, by its reply: of several keys one may without it showing."""
+    if isinstance(reply, Exception):
+        return True
+    if item.name in reads.SURE:
+        return reads.missing(item.name, reply)
+    return len(item.given) > 1 or reads.bare(reply)
+
+
 def _shadow(core: Core, flat: Sequence[Read | Plain], replies: Sequence[Any]) -> None:
     state = core.view.state
     assert state is not None
@@ -247,6 +294,21 @@ def _joined(items: Sequence[Read | Plain | Split], replies: Sequence[Any]) -> li
     ]
 
 
+def item_of(core: Core, db: int, args: Sequence[Any], options: dict[str, Any]) -> Read | Split | None:
+    """Return the read that a command is, None for one that goes where the client is.
+
+    Raises CommandUnmapped for a write of a key with two sides, unless such are to pass: then it is counted.
+    """
+    item = core.router.of(db, args, options)
+    if item is None and reads.find(args) is None:
+        route = core.router.touches(db, args)
+        if route is not None and not route.merged and not route.shared:
+            if core.on_write == "refuse":
+                raise refused(reads.name_of(args), key_text(route.old_key))
+            core.tally.add("passed")
+    return item
+
+
 def refused(name: str, key: str) -> CommandUnmapped:
     """Return the error for a command that a reader must not send to one side of a key that has two."""
     return CommandUnmapped(
@@ -256,4 +318,16 @@ def refused(name: str, key: str) -> CommandUnmapped:
     )
 
 
-__all__ = ["Ask", "Command", "Steps", "answer", "block_ms", "blocking", "refused"]
+__all__ = [
+    "Ask",
+    "Command",
+    "Steps",
+    "answer",
+    "block_ms",
+    "blocking",
+    "item_of",
+    "quick",
+    "refused",
+    "rest",
+    "settled",
+]

@@ -39,7 +39,7 @@ def falls_back(state: State | None) -> bool:
     Only while the old side is the truth. After the cutover a key that is missing on the new side was deleted there:
     what the old side still holds would be that key come back from the dead.
     """
-    return state is not None and state.phase is Phase.READS_SWITCHED
+    return state is None or not state.phase.new_is_truth
 
 
 def can_compare(state: State | None) -> bool:
