@@ -19,6 +19,8 @@ _SAMPLE_PAGES = 3
 _MODULE_PAGES = 200
 _NAMED = 1000
 _SMALL_BYTES = 64 * 1024
+#: Valkey's own engine of scripts, which it loads as a module that has no types.
+_OWN_MODULES = frozenset({"lua"})
 
 
 class ReadKeys:
@@ -93,11 +95,11 @@ class ReadKeys:
 
 
 def modules_of(endpoint: Endpoint) -> frozenset[str]:
-    """Return the names of the modules that a server has loaded; one whose user may not ask has {"?"}."""
+    """Return the names of the modules that a server has loaded, its own aside; whose user may not ask gets {"?"}."""
     try:
         listed: Any = endpoint.call("MODULE", "LIST")
     except EndpointError as error:
         if error.facts.get("code") in ("CUT", "TIMEOUT"):
             raise
         return frozenset() if error.facts.get("code") == "ERR" else frozenset({"?"})
-    return frozenset(one[one.index(b"name") + 1].decode("utf-8", "replace") for one in listed)
+    return frozenset(one[one.index(b"name") + 1].decode("utf-8", "replace") for one in listed) - _OWN_MODULES
