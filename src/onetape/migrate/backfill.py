@@ -11,37 +11,48 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import apsw
 import msgspec
 
-from onetape.errors import EndpointError, PlanCollision, PlanInvalid
-from onetape.migrate import decide
+from onetape.errors import EndpointError, MemoryShort, PlanCollision, PlanInvalid
+from onetape.migrate import bulk, content, decide, slice_decide
+from onetape.migrate.bulk import BulkCopier
 from onetape.migrate.copy import GROUP_KEYS, Copier
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint, ReplyError, parse_info
 from onetape.migrate.hash_ticks import stream_of
 from onetape.migrate.landing import LandResult, TickLander
 from onetape.migrate.lane import Batch, Lane
-from onetape.migrate.ledger import CODES, NO_TICKS, NOT_LANDED, Entry, Ledger, Outcome, Row, key_hash
+from onetape.migrate.ledger import CODES, NO_TICKS, NOT_LANDED, Entry, Known, Ledger, Outcome, Row, key_hash
 from onetape.migrate.listing import Listing, Page, Unmatched, memory_usage
+from onetape.migrate.pacing import Pacing
 from onetape.migrate.pattern import glob_pattern
 from onetape.migrate.plan import Plan, Rule
 from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
 from onetape.migrate.remote.copy import RemoteCopier, would
 from onetape.migrate.report import ERRORS_LISTED, KeyFailure
+from onetape.migrate.sizes import Sizes
+from onetape.migrate.slice_decide import SLICE_BYTES, Big
+from onetape.migrate.slices import PAUSE_MS_MAX, Slicer
 from onetape.progress import Progress, ProgressMeter
 
 #: Keys over it are read alone, so that memory holds one of them and not two hundred.
 BIG_BYTES = 1024 * 1024
 BATCH_BYTES = 8 * 1024 * 1024
-#: A value over it is not read at all: a DUMP of it would stop the server for seconds and double its memory.
+#: A value over it is not read at all: a DUMP of it would stop the server for seconds and double its memory. A lower
+#: limit holds for what is copied in slices too.
 VALUE_BYTES_MAX = 512 * 1024 * 1024
 #: Up to here a server's whole data may be read without asking how big each key is: memory is bounded by it.
 DATASET_BYTES_SMALL = 192 * 1024 * 1024
+
+#: Up to here the same holds for how long one COPY can be, where big keys are copied in slices.
+DATASET_BYTES_UNSLICED = 4 * SLICE_BYTES
+#: Big keys are copied when this many have been met, and at the end of a step.
+_BIGS_AT_ONCE = 1000
 
 _PROGRESS_EVERY_S = 0.2
 _LAND_AT_ONCE = 20_000
@@ -49,6 +60,7 @@ _NOTES_AT_ONCE = 1000
 _OUTCOMES = tuple(Outcome)
 
 OnProgress = Callable[[Progress], None]
+Digests = Literal["copy", "verify"]
 
 
 class Tally:
@@ -94,14 +106,22 @@ class Tally:
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a backfill runs.
 
-    `steps`: only these. `limit`: at most that many keys a step. `at`: told of each point passed, so that tests can
-    end the process there.
+    `steps`: only these. `limit`: at most that many keys a step. `digests`: when they are taken, before each copy or by
+    the verify that follows, which is for writers that write both sides (see bulk.py). `workers`: connections of a copy
+    without digests. `pace`: asked before anything is sent. `slices`: keys over a size are copied in slices, so that the
+    server never stands still for long; it costs asking for the size of every key. `pause_ms_max`: how long it may for a
+    big key that is never quiet. `at`: told of each point passed, so that tests can end the process there.
     """
 
     steps: tuple[str, ...]
     limit: int | None = None
     value_bytes_max: int = VALUE_BYTES_MAX
     on_progress: OnProgress | None = None
+    digests: Digests = "copy"
+    workers: int = bulk.WORKERS
+    pace: Pacing | None = None
+    slices: bool = True
+    pause_ms_max: float = PAUSE_MS_MAX
     at: Callable[[str], None] = lambda point: None
 
 
@@ -131,11 +151,16 @@ class Backfill:
         self._lister = None if connect is None else connect()
         self._listing = Listing(self._lister or reader, plan, options.steps, ahead=self._lister is not None)
         self._landings = _Landings()
-        self._sized = _needs_sizes(reader, options.value_bytes_max)
+        # To another server a key travels as its dump.
+        self._slicing = options.slices and not isinstance(reader, Bridge)
+        self._sized = _needs_sizes(reader, options.value_bytes_max, DATASET_BYTES_UNSLICED if self._slicing else None)
+        self._sizes: Sizes | None = None
+        self._slicer: Slicer | None = None
+        self._bigs: list[Big] = []
         self._meter = ProgressMeter()
         self._told_s = 0.0
         self._step = ""
-        self._copier: Copier | RemoteCopier | None = None
+        self._copier: Copier | BulkCopier | RemoteCopier | None = None
         self._noted: list[Row] = []
         self.tally = Tally(plan)
 
@@ -160,73 +185,158 @@ class Backfill:
                 self._copier.settle_interrupted()
             elif self._connect is not None and self._ledger is not None:
                 settle_interrupted(self._reader, self._plan, self._ledger)
-                self._copier = Copier(
-                    self._connect,
-                    self._ledger,
-                    self._plan.target_db,
-                    self._on_done,
-                    careful=not self._ledger.is_first_run,
-                    at=self._options.at,
-                )
+                self._copier = self._new_copier(self._connect, self._ledger)
+            self._prepare_slices()
             for step in self._options.steps:
                 self._run_step(step)
             self._tell(force=True)
+        except MemoryShort:
+            if self._copier is not None:
+                self._copier.flush()  # what was sent is over before the run ends
+            raise
         finally:
             self._listing.close()
+            for opened in (self._sizes, self._slicer):
+                if opened is not None:
+                    opened.close()
             if self._lister is not None:
                 self._lister.close()
             self._landings.close()
             if self._copier is not None:
                 self._copier.close()
 
-    def _run_step(self, step: str) -> None:
-        self._step = step
-        left = self._options.limit
-        for page in self._listing.pages(step) if left != 0 else ():
-            if left is not None:
-                page = _cut(page, left)
-                left -= len(page.keys)
-            for batch in self._batches(page):
-                self._copy(batch)
-            self._tell()
-            if left == 0:
-                break
+    def _new_copier(self, connect: Callable[[], Endpoint], ledger: Ledger) -> Copier | BulkCopier:
+        target_db, at, careful = self._plan.target_db, self._options.at, not ledger.is_first_run
+        if self._options.digests == "copy":
+            return Copier(connect, ledger, target_db, self._on_done, careful=careful, at=at)
+        rules = self._plan.rules
+        merges = any(rule.kind == "hash_ticks" for rule in rules)  # into copies, which must be known by their digests
+        closely = frozenset(i for i, rule in enumerate(rules) if rule.kind == "ticks" and merges)
+        return BulkCopier(
+            connect, ledger, target_db, self._on_done, careful=careful, closely=closely,
+            workers=self._options.workers, at=at,
+        )  # fmt: skip
+
+    def _prepare_slices(self) -> None:
+        pace = self._options.pace
+        if pace is not None:
+            pace.on_wait, pace.on_stop = self._tell, self._come_to_rest
+        if self._connect is None or self._ledger is None or isinstance(self._reader, Bridge):
+            return
+        if self._sized:
+            self._sizes = Sizes(self._connect())
+        if self._slicing:
+            self._slicer = Slicer(
+                self._connect,
+                self._ledger,
+                self._plan.target_db,
+                self._count,
+                pace=pace,
+                pause_ms_max=self._options.pause_ms_max,
+                at=self._options.at,
+            )
+
+    def _come_to_rest(self) -> None:
+        """Finish what is on its way, before nothing is sent for perhaps hours."""
         if self._copier is not None:
             self._copier.flush()
+
+    def _run_step(self, step: str) -> None:
+        self._step = step
+        for page, sizes in self._with_sizes(self._pages(step)):
+            for batch, size in self._batches(page, sizes):
+                self._wait(len(batch.keys), size)
+                self._copy(batch)
+            if len(self._bigs) >= _BIGS_AT_ONCE:
+                self._copy_bigs()
+            self._tell()
+        self._copy_bigs()
         self._land()
         self._tell(force=True)
 
-    def _batches(self, page: Page) -> Iterator[Batch]:
-        """Cut a page into batches, bounded in keys and bytes, without what is not copied."""
-        page = self._without(page)
-        if not page.keys:
+    def _pages(self, step: str) -> Iterator[Page]:
+        """Yield the pages of a step within the limit, without what is not copied."""
+        left = self._options.limit
+        if left == 0:
             return
+        for page in self._listing.pages(step):
+            if left is not None:
+                page = _cut(page, left)
+                left -= len(page.keys)
+            page = self._without(page)
+            if page.keys:
+                yield page
+            if left == 0:
+                return
+
+    def _with_sizes(self, pages: Iterator[Page]) -> Iterator[tuple[Page, list[int] | None]]:
         if not self._sized:
-            for at in range(0, len(page.keys), GROUP_KEYS):
-                end = at + GROUP_KEYS
-                yield Batch(page.db, page.keys[at:end], page.targets[at:end], page.rules[at:end])
+            return ((page, None) for page in pages)
+        if self._sizes is not None:
+            return iter(self._sizes.of(pages))
+        return ((page, memory_usage(self._reader, page.db, page.keys)) for page in pages)
+
+    def _wait(self, keys: int, size: int = 0) -> None:
+        pace = self._options.pace
+        if pace is not None:
+            pace.left = max(0, self._total() - self.tally.done)
+            pace.wait(keys, size)
+
+    def _copy_bigs(self) -> None:
+        """Copy what was put aside, after all that is on its way; at the end of a step there is nothing else left."""
+        if self._copier is not None:
+            self._copier.flush()
+        while self._bigs:
+            bigs, self._bigs = self._bigs, []
+            for big in bigs:
+                if self._slicer is not None:
+                    self._wait(1, big.size)
+                    self._slicer.put(big)
+                else:
+                    known = {} if self._ledger is None else self._ledger.find(big.db, [big.key])
+                    done = slice_decide.would(self._reader, big, self._plan.target_db, known.get(big.key))
+                    self._count(big.batch(), [done.outcome], [done.error])
+                self._tell()
+
+    def _batches(self, page: Page, sizes: list[int] | None) -> Iterator[tuple[Batch, int]]:
+        """Cut a page into batches, bounded in keys and bytes, each with its bytes, 0 where they are not known."""
+        pace = self._options.pace
+        most = GROUP_KEYS if pace is None or pace.batch_keys is None else min(GROUP_KEYS, pace.batch_keys)
+        if sizes is None or max(sizes) <= BATCH_BYTES // GROUP_KEYS:
+            for at in range(0, len(page.keys), most):
+                end = at + most
+                batch = Batch(page.db, page.keys[at:end], page.targets[at:end], page.rules[at:end])
+                yield batch, 0 if sizes is None else sum(sizes[at:end])
             return
-        sizes = memory_usage(self._reader, page.db, page.keys)
-        if max(sizes) <= BATCH_BYTES // GROUP_KEYS:
-            for at in range(0, len(page.keys), GROUP_KEYS):
-                end = at + GROUP_KEYS
-                yield Batch(page.db, page.keys[at:end], page.targets[at:end], page.rules[at:end])
-            return
+        kinds = self._big_kinds(page, sizes)
         batch, held = Batch(page.db, [], [], []), 0
         for place, size in enumerate(sizes):
-            if size > self._options.value_bytes_max:
+            limit = self._options.value_bytes_max
+            if kinds.get(place) in content.LENGTH and (size <= limit or limit == VALUE_BYTES_MAX):
+                self._bigs.append(Big(page.rules[place], page.db, page.keys[place], page.targets[place], size))
+                continue
+            if size > limit:
                 self._too_big(page, place, size)
                 continue
             alone = size > BIG_BYTES
-            if batch.keys and (alone or held + size > BATCH_BYTES or len(batch.keys) == GROUP_KEYS):
-                yield batch
+            if batch.keys and (alone or held + size > BATCH_BYTES or len(batch.keys) >= most):
+                yield batch, held
                 batch, held = Batch(page.db, [], [], []), 0
             batch.keys.append(page.keys[place])
             batch.targets.append(page.targets[place])
             batch.rules.append(page.rules[place])
             held += BATCH_BYTES if alone else size
         if batch.keys:
-            yield batch
+            yield batch, held
+
+    def _big_kinds(self, page: Page, sizes: list[int]) -> dict[int, bytes]:
+        """Return the types of the keys that may have to be copied in slices, by place."""
+        places = [place for place, size in enumerate(sizes) if size > SLICE_BYTES] if self._slicing else []
+        if not places:
+            return {}
+        self._reader.select(page.db)
+        replies = self._reader.pipeline([("TYPE", page.keys[place]) for place in places])
+        return {p: kind for p, kind in zip(places, replies, strict=True) if isinstance(kind, bytes)}
 
     def _without(self, page: Page) -> Page:
         """Take out what is skipped by a rule, and hash ticks, which are merged and not copied."""
@@ -291,6 +401,11 @@ class Backfill:
         return decided.outcomes, decided.errors
 
     def _on_done(self, batch: Batch, outcomes: list[int | None], errors: list[str | None]) -> None:
+        if self._slicer is not None and decide.NEWER_TARGET_KEPT in outcomes:
+            outcomes = self._without_sliced(batch, outcomes)
+        self._count(batch, outcomes, errors)
+
+    def _count(self, batch: Batch, outcomes: list[int | None], errors: list[str | None]) -> None:
         rules = self._plan.rules
         if None in outcomes:  # those come again in a later batch
             final = [place for place, outcome in enumerate(outcomes) if outcome is not None]
@@ -308,6 +423,22 @@ class Backfill:
                 if rules[index].kind != "copy" and outcome is not None and outcome not in lost:
                     self._landings.put(0, batch.targets[place], batch.db, index, batch.keys[place], outcome)
 
+    def _without_sliced(self, batch: Batch, outcomes: list[int | None]) -> list[int | None]:
+        """Put aside what an earlier run copied in slices: a dump does not tell whether it is still what we wrote."""
+        kept = [place for place, outcome in enumerate(outcomes) if outcome == decide.NEWER_TARGET_KEPT]
+        keys = [batch.keys[place] for place in kept]
+        if self._ledger is None:
+            return outcomes
+        known = self._ledger.find(batch.db, keys)
+        again = [place for place in kept if _was_sliced(known.get(batch.keys[place]))]
+        if not again:
+            return outcomes
+        places = [batch.keys[place] for place in again]
+        for place, size in zip(again, memory_usage(self._reader, batch.db, places), strict=True):
+            big = Big(batch.rules[place], batch.db, batch.keys[place], batch.targets[place], size, again=True)
+            self._bigs.append(big)
+        return [None if place in again else outcome for place, outcome in enumerate(outcomes)]
+
     def _land(self) -> None:
         """Put on the tape what this step copied, then merge its tick hashes into the streams."""
         if self._lander is None:
@@ -317,6 +448,7 @@ class Backfill:
                 for db, index, key, outcome in items:
                     rule = self._plan.rules[index]
                     land = self._lander.stream if rule.kind == "ticks" else self._lander.ohlc
+                    self._wait(0)
                     result = land(key, db, rule)
                     self._landed(result, index, db, target)
                     self._record_landed(result, index, db, target, outcome)
@@ -348,6 +480,7 @@ class Backfill:
         for (db, index), group in groupby(items, key=lambda item: item[:2]):
             rule = self._plan.rules[index]
             while keys := [key for _, _, key, _ in islice(group, _LAND_AT_ONCE)]:
+                self._wait(0)
                 results = self._lander.hash_ticks(keys, db, rule)
                 self._options.at("merged")
                 self._record_merged(results, index, db, target)
@@ -384,13 +517,22 @@ class Backfill:
             if key is None or known is None or known.target != target:
                 continue
             self._reader.select(self._plan.target_db)
-            payload = self._reader.call("DUMP", target)
-            if isinstance(payload, bytes):
+            written = self._digest_like(known.read, target)
+            if written is not None:
                 row: Row = (
-                    index, rule.source_db, key, target, known.read, digest(payload), known.expire_ms,
+                    index, rule.source_db, key, target, known.read, written, known.expire_ms,
                     decide.COPIED, "tick hashes were merged into it", key_hash(rule.source_db, key),
                 )  # fmt: skip
                 self._ledger.record([row])
+
+    def _digest_like(self, other: bytes | None, target: bytes) -> bytes | None:
+        """Return the digest of a target, of its content if `other` is one of a content, else of its dump."""
+        if slice_decide.is_content_digest(other):
+            found = content.read_together(self._reader, [(self._plan.target_db, target)])
+            self._reader.db = -1
+            return None if found is None or found[0] is None else slice_decide.content_digest(found[0])
+        payload = self._reader.call("DUMP", target)
+        return digest(payload) if isinstance(payload, bytes) else None
 
     def _landed(self, result: LandResult, index: int, db: int, target: bytes) -> None:
         self.tally.ticks_landed += result.ticks
@@ -405,11 +547,22 @@ class Backfill:
         if self._options.on_progress is None or (not force and now_s - self._told_s < _PROGRESS_EVERY_S):
             return
         self._told_s = now_s
+        self._meter.step = self._step
+        progress = self._meter.update(self.tally.done, max(self._total(), self.tally.done))
+        pace = self._options.pace
+        if pace is not None and pace.reason is not None:
+            progress = msgspec.structs.replace(progress, reason=pace.reason)
+        self._options.on_progress(progress)
+
+    def _total(self) -> int:
         total = self._listing.total - self._listing.unmatched_count
         if self._options.limit is not None:
             total = min(total, self._options.limit * len(self._options.steps))
-        self._meter.step = self._step
-        self._options.on_progress(self._meter.update(self.tally.done, max(total, self.tally.done)))
+        return total
+
+
+def _was_sliced(known: Known | None) -> bool:
+    return known is not None and slice_decide.is_content_digest(known.written)
 
 
 class _Landings:
@@ -540,27 +693,55 @@ def settle_interrupted(reader: Endpoint, plan: Plan, ledger: Ledger) -> int:
 
 
 def _judge(reader: Endpoint, plan: Plan, entries: list[Entry]) -> list[Row | None]:
-    lane = Lane(reader, plan.target_db)
+    why = "not done, the run was killed"
     acts = [place for place, entry in enumerate(entries) if entry.outcome is Outcome.COPIED]
     changes: list[Row | None] = [None] * len(entries)
-    if not acts:
-        return changes
-    targets = [entries[place].target for place in acts]
-    lane.send_read(Batch(plan.target_db, targets, targets, [0] * len(acts)))
-    reading = lane.receive_read()
-    reader.call("UNWATCH")
-    reader.db = -1
-    for place, held, expire_ms in zip(acts, reading.sources, reading.source_expiry, strict=True):
+    for place in [place for place in acts if slice_decide.is_content_digest(entries[place].written)]:
+        acts.remove(place)
         entry = entries[place]
-        if not (isinstance(held, bytes) and digest(held) == entry.written and expire_ms == entry.expire_ms):
-            changes[place] = (
-                entry.rule, entry.source_db, entry.key, entry.target, entry.read, None, entry.expire_ms,
-                decide.INTENDED, "not done, the run was killed", 0,
-            )  # fmt: skip
+        if not slice_decide.still_holds(reader, plan.target_db, entry):
+            changes[place] = _entry_row(entry, entry.read, None, entry.expire_ms, decide.INTENDED, why)
+    held, expiries = _read_all(reader, plan.target_db, plan.target_db, [entries[place].target for place in acts])
+    opened = [place for place in acts if entries[place].is_open]
+    db = entries[opened[0]].source_db if opened else 0  # one in each batch
+    sources, source_expiries = _read_all(reader, plan.target_db, db, [entries[place].key for place in opened])
+    open_sources = dict(zip(opened, zip(sources, source_expiries, strict=True), strict=True))
+    for place, payload, expire_ms in zip(acts, held, expiries, strict=True):
+        entry = entries[place]
+        if entry.is_open and isinstance(payload, bytes):
+            content = digest(payload)
+            source, source_ms = open_sources[place]
+            if isinstance(source, bytes) and digest(source) == content and source_ms == expire_ms:
+                changes[place] = _entry_row(entry, content, content, expire_ms, decide.COPIED, None)
+            continue  # else it stays open: there is a target, and nothing tells whether we made it
+        if not (isinstance(payload, bytes) and digest(payload) == entry.written and expire_ms == entry.expire_ms):
+            changes[place] = _entry_row(entry, entry.read or None, None, entry.expire_ms, decide.INTENDED, why)
     return changes
 
 
-def _needs_sizes(reader: Endpoint, value_bytes_max: int) -> bool:
+def _entry_row(
+    entry: Entry, read: bytes | None, written: bytes | None, expire_ms: int, outcome: int, error: str | None
+) -> Row:
+    return (entry.rule, entry.source_db, entry.key, entry.target, read, written, expire_ms, outcome, error, 0)
+
+
+def _read_all(reader: Endpoint, target_db: int, db: int, keys: list[bytes]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return what keys of a database hold, and their expiries, a group at a time."""
+    lane = Lane(reader, target_db)
+    held: list[Any] = []
+    expiries: list[Any] = []
+    for at in range(0, len(keys), GROUP_KEYS):
+        some = keys[at : at + GROUP_KEYS]
+        lane.send_read(Batch(db, some, some, [0] * len(some)))
+        reading = lane.receive_read()
+        reader.call("UNWATCH")
+        held += reading.sources
+        expiries += reading.source_expiry
+    reader.db = -1
+    return held, expiries
+
+
+def _needs_sizes(reader: Endpoint, value_bytes_max: int, unsliced_max: int | None) -> bool:
     """Return whether the size of each key must be asked for before it is read.
 
     It costs a tenth of the speed. All values of the server together are a bound on any one of them, and on any batch.
@@ -571,7 +752,9 @@ def _needs_sizes(reader: Endpoint, value_bytes_max: int) -> bool:
         if error.facts.get("code") != "NOPERM":
             raise
         return True
-    return int(info.get("used_memory_dataset", 2**62)) > min(DATASET_BYTES_SMALL, value_bytes_max)
+    return int(info.get("used_memory_dataset", 2**62)) > min(
+        DATASET_BYTES_SMALL, value_bytes_max, unsliced_max or DATASET_BYTES_SMALL
+    )
 
 
 def _cut(page: Page, limit: int) -> Page:
