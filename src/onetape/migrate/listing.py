@@ -171,6 +171,10 @@ class _Source:
     def _match(self, keys: list[bytes]) -> Page:
         page = Page(self._db, [], [], [])
         match, typed = self._matcher.match, []
+        if not self._matcher.by_type:
+            hits = self._matcher.match_all(keys)
+            if None not in hits:
+                return Page(self._db, keys, [hit[1] for hit in hits if hit], [hit[0] for hit in hits if hit])
         for key in keys:
             hit = match(key)
             if hit is None:

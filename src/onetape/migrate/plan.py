@@ -42,6 +42,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from onetape.errors import PlanInvalid
+from onetape.migrate.finder import finder
 from onetape.migrate.pattern import Pattern, PatternError, Template
 
 Kind = Literal["copy", "ticks", "hash_ticks", "ohlc"]
@@ -319,6 +320,8 @@ class Matcher:
 
     def __init__(self, rules: list[tuple[int, Rule]]) -> None:
         self._rules = rules
+        #: Whether there are rules for which a key's type counts.
+        self.by_type = any(rule.types for _, rule in rules)
         # Most patterns begin with a word and a colon: that word picks the few rules worth trying.
         self._open = [item for item in rules if b":" not in _route(item[1]).pattern.prefix]
         heads = {_head(_route(rule).pattern.prefix) for _, rule in rules} - {b""}
@@ -327,15 +330,22 @@ class Matcher:
             for head in heads
         }
         self._chains = {
-            head: [(i, rule, _route(rule).resolve) for i, rule in items] for head, items in self._by_head.items()
+            head: [(i, rule, _route(rule).finder(head)) for i, rule in items] for head, items in self._by_head.items()
         }
         self._open_chain = [(i, rule, _route(rule).resolve) for i, rule in self._open]
-        self._by_head[OURS], self._chains[OURS] = [], []
+        self._finders = {head: _first_of(chain) for head, chain in self._chains.items()}
+        self._find_open = _first_of(self._open_chain)
+        self._by_head[OURS], self._chains[OURS], self._finders[OURS] = [], [], _first_of([])
 
     def candidates(self, key: bytes) -> list[tuple[int, Rule]]:
         """Return the rules whose pattern fits the key, in order; types are not looked at."""
         items = self._by_head.get(_head(key), self._open)
         return [(i, rule) for i, rule in items if _route(rule).resolve(key) is not None]
+
+    def match_all(self, keys: list[bytes]) -> list[tuple[int, bytes] | None]:
+        """Return for each key (rule's index, target key) of the first rule that fits, or None, as match() does."""
+        get, find_open = self._finders.get, self._find_open
+        return [get(key[: key.find(b":") + 1], find_open)(key) for key in keys]
 
     def match(self, key: bytes) -> tuple[int, Rule, bytes] | None:
         """Return (rule's index, rule, target key) of the first rule that fits, or None.
@@ -406,6 +416,12 @@ class _Route:
 
     resolve: Callable[[bytes], bytes | None]
 
+    def finder(self, head: bytes) -> Callable[[bytes], bytes | None]:
+        """Return what resolve() does, perhaps faster, for keys that begin with `head`."""
+        if self._transform is not None:
+            return self.resolve
+        return finder(self.pattern, head, self._default, self._exact, self._prefixes, self._part) or self.resolve
+
     def _plain(self, key: bytes) -> bytes | None:
         values = self.pattern.split(key)
         return None if values is None else self._default.fill(values)
@@ -439,6 +455,25 @@ class _Route:
 @lru_cache(maxsize=4096)
 def _route(rule: Rule) -> _Route:
     return _Route(rule)
+
+
+_Chain = list[tuple[int, Rule, Callable[[bytes], bytes | None]]]
+
+
+def _first_of(chain: _Chain) -> Callable[[bytes], tuple[int, bytes] | None]:
+    """Return what gives (rule's index, target) of the first of these rules that fits a key."""
+    if len(chain) == 1:
+        ((only, _, find_only),) = chain
+        return lambda key: None if (target := find_only(key)) is None else (only, target)
+
+    def find(key: bytes) -> tuple[int, bytes] | None:
+        for index, _, resolve in chain:
+            target = resolve(key)
+            if target is not None:
+                return index, target
+        return None
+
+    return find
 
 
 def _lands_apart(rule: Rule) -> bool:
