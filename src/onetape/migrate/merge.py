@@ -97,6 +97,15 @@ def missing(endpoint: Endpoint, stream: bytes, entries: Sequence[MergeEntry]) ->
     return [entry for entry in entries if present.get(entry.identity) != entry.stored()]
 
 
+def beside(stream: bytes, token: bytes) -> bytes:
+    """Return the name of a temporary stream that a cluster keeps where the stream is, so that one can become the other.
+
+    A name with braces brings its own hash tag; one without is made the tag.
+    """
+    name = stream if b"{" in stream or b"}" in stream else b"{" + stream + b"}"
+    return TEMPORARY + token + b":" + name
+
+
 def earlier_of(endpoint: Endpoint, stream: bytes, identity: bytes) -> bool:
     """Return whether one of the stream's newest 2,000 entries was merged from the same key as this identity.
 
@@ -177,7 +186,7 @@ def _rebuild(endpoint: Endpoint, stream: bytes, new: list[MergeEntry]) -> bool:
     if state is None:
         endpoint.call("UNWATCH")
         return False
-    temporary = TEMPORARY + secrets.token_hex(8).encode() + b":" + stream  # others may merge into it too
+    temporary = beside(stream, secrets.token_hex(8).encode())  # others may merge into it too
     swapped = False
     try:
         swapped = _write_anew(endpoint, stream, temporary, state, new) and _swap(endpoint, stream, temporary)

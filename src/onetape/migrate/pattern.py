@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_PART = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+#: A brace that is meant (written twice, for the hash tags of a cluster), or a part.
+_TOKEN = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)\}")
 
 
 class PatternError(ValueError):
@@ -88,12 +89,27 @@ class Template:
 
 
 def _parse(text: str) -> tuple[list[bytes], tuple[str, ...]]:
-    """Return the literals around the parts (one more than there are parts) and the names of the parts."""
-    pieces = _PART.split(text)
-    for literal in pieces[::2]:
-        if "{" in literal or "}" in literal:
-            raise PatternError(f"{text!r}: a part is written {{name}}, in small letters")
-    return [literal.encode() for literal in pieces[::2]], tuple(pieces[1::2])
+    """Return the literals around the parts (one more than there are parts) and the names of the parts.
+
+    `{{` and `}}` stand for one brace each: `ind:{{{symbol}}}:{name}` is `ind:{`, symbol, `}:`, name.
+    """
+    literals, names, at = [""], [], 0
+    for token in _TOKEN.finditer(text):
+        literals[-1] += _plain(text, text[at : token.start()])
+        at = token.end()
+        if token[1] is None:
+            literals[-1] += token[0][0]
+        else:
+            names.append(token[1])
+            literals.append("")
+    literals[-1] += _plain(text, text[at:])
+    return [literal.encode() for literal in literals], tuple(names)
+
+
+def _plain(text: str, literal: str) -> str:
+    if "{" in literal or "}" in literal:
+        raise PatternError(f"{text!r}: a part is written {{name}}, in small letters; a brace is written twice")
+    return literal
 
 
 def glob_pattern(glob: bytes) -> re.Pattern[bytes]:

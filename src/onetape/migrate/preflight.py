@@ -17,7 +17,7 @@ from onetape.errors import EndpointError, PreflightRefused
 from onetape.migrate.endpoint import Endpoint, ReplyError, parse_info
 from onetape.migrate.kinds import ReadKeys
 from onetape.migrate.listing import SCAN_COUNT, memory_usage
-from onetape.migrate.merge import TEMPORARY
+from onetape.migrate.merge import beside
 from onetape.migrate.plan import OURS, Plan, Rule
 from onetape.migrate.remote.payload import REFUSED_CONTENT, REFUSED_VERSION
 from onetape.migrate.report import key_text
@@ -189,7 +189,7 @@ def merge_probes(rule: Rule, mark: bytes) -> list[Probe]:
     """Return what a merge sends, for a stream that does not exist and so is left as it is."""
     source = rule.sample(mark)
     stream = rule.target_of(source) or source
-    temporary = TEMPORARY + mark + b":" + stream
+    temporary = beside(stream, mark)
     probes: list[Probe] = [
         *((name, (name, stream)) for name in ("WATCH", "EXISTS", "XLEN")),
         ("XRANGE", ("XRANGE", stream, "-", "+")),
