@@ -13,6 +13,8 @@ class Pacing(Protocol):
     batch_keys: int | None
     #: How many keys are to go, as far as whoever asks knows: said before each wait().
     left: int
+    #: To be raised by commands that others send too, so that they are not taken for the load of others.
+    own_calls: int
     #: Called now and then while wait() waits, and once before it waits for perhaps long: with nothing on its way.
     on_wait: Callable[[], None] | None
     on_stop: Callable[[], None] | None

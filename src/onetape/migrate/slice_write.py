@@ -183,11 +183,11 @@ def write(
     key: bytes,
     kind: bytes,
     temporary: bytes,
-    between: Callable[[int, int], None],
+    between: Callable[[int, int, int], None],
 ) -> tuple[Digester, Pieces]:
     """Write a key of the reader's database as `temporary` in the writer's, slice by slice.
 
-    `between` is called before each slice with its elements and bytes; it may raise to give up. The key must not
+    `between` is called before each slice with its elements, commands and bytes; it may raise to give up. The key must not
     change meanwhile: whoever calls watches it. Raises Lost where what was written went away, EndpointError for an
     error reply.
     """
@@ -200,7 +200,7 @@ def write(
         digester.add(piece.elements)
         elements = len(piece.elements)
         for commands in _packets(piece.commands):
-            between(elements, sum(map(len, commands)))
+            between(elements, len(commands), sum(map(len, commands)))
             elements = 0
             sent_s = time.perf_counter()
             _write(writer, temporary, commands, begun)

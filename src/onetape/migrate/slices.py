@@ -229,13 +229,14 @@ class Slicer:
         writer.select(self._target_db)
         asked = 0
 
-        def between(elements: int, size: int) -> None:
+        def between(elements: int, commands: int, size: int) -> None:
             nonlocal asked
             asked += 1
             if asked % _ASK_EVERY == 0 and not guard.holds():
                 raise _Changed
             self._at("slicing")
             if self._pace is not None:
+                self._pace.own_calls += commands + 1
                 self._pace.wait(0, size, work=elements / 4)
 
         digester, pieces = write(reader, writer, big.key, kind, temporary, between)
