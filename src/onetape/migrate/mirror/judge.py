@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from onetape.migrate.mirror.memory import Held
-
-#: One side of a pair: the digest of what it holds and its absolute expiry in ms, or None for no such key.
-Side = tuple[bytes, int] | None
+from onetape.migrate.mirror.memory import Held, Side
 
 
 class Act(enum.Enum):

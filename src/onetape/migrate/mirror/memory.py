@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ import apsw
 import msgspec
 
 from onetape.errors import LedgerBusy, LedgerUnusable
-from onetape.migrate.ledger import CODES, Ledger, Outcome, Row, key_hash
+from onetape.migrate.ledger import CODES, OPEN, Ledger, Outcome, Row, key_hash
 
 #: "OTMM": tells a mirror's memory from any other SQLite file.
 APPLICATION_ID = 0x4F544D4D
@@ -31,22 +31,22 @@ _SCHEMA = """
 CREATE TABLE state(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE pair(old_db INTEGER, old_key BLOB, new_key BLOB, rule INTEGER, held BLOB, expire_ms INTEGER,
     next BLOB, next_expire_ms INTEGER, epoch INTEGER, folded INTEGER, PRIMARY KEY(old_db, old_key)) WITHOUT ROWID;
-CREATE TABLE kept(old_db INTEGER, old_key BLOB, new_key BLOB, why TEXT, at_ms INTEGER,
+CREATE TABLE kept(old_db INTEGER, old_key BLOB, new_key BLOB, rule INTEGER, why TEXT, at_ms INTEGER,
     PRIMARY KEY(old_db, old_key)) WITHOUT ROWID;
 """
 _UPSERT = """INSERT INTO pair VALUES(?,?,?,?,?,?,NULL,-1,?,0) ON CONFLICT(old_db, old_key) DO UPDATE SET
     new_key=excluded.new_key, rule=excluded.rule, held=excluded.held, expire_ms=excluded.expire_ms, next=NULL,
     next_expire_ms=-1, epoch=excluded.epoch, folded=0"""
-_INTEND = """INSERT INTO pair VALUES(?,?,?,?,NULL,-1,?,?,?,0) ON CONFLICT(old_db, old_key) DO UPDATE SET
-    new_key=excluded.new_key, rule=excluded.rule, next=excluded.next, next_expire_ms=excluded.next_expire_ms,
-    epoch=excluded.epoch, folded=0"""
+_INTEND = "INSERT OR REPLACE INTO pair VALUES(?,?,?,?,?,?,?,?,?,0)"
 _FOLD_AT_ONCE = 1000
 
 #: What a digest stands for, its first byte: a DUMP, a key's content read in slices, a stream's ids and groups, or
-#: the identity of a tick in a hash.
-OF_DUMP, OF_CONTENT, OF_STREAM, OF_TICK = b"d", b"c", b"s", b"t"
+#: (of what is intended) a stream's length and last id.
+OF_DUMP, OF_CONTENT, OF_STREAM, OF_END = b"d", b"c", b"s", b"e"
 
 Place = tuple[int, bytes]  # old database, old key
+#: One side of a pair: the digest of what it holds and its absolute expiry in ms, or None for no such key.
+Side = tuple[bytes, int] | None
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -166,11 +166,11 @@ class Memory:
             return int(self._all(sql + " WHERE old_db = ?", (old_db,))[0][0])
         return int(self._all(sql, values)[0][0])
 
-    def intend(self, words: Sequence[Word]) -> None:
-        """Put down what is about to be written."""
+    def intend(self, words: Sequence[tuple[Word, Side]]) -> None:
+        """Put down what is about to be written, each with what is to be written over, None for nothing."""
         if not words:
             return
-        rows = [(*_named(word), word.digest, word.expire_ms, self._epoch) for word in words]
+        rows = [(*_named(word), *(now or (None, -1)), word.digest, word.expire_ms, self._epoch) for word, now in words]
         self._write(lambda: self._db.executemany(_INTEND, rows))
 
     def remember(self, words: Sequence[Word]) -> None:
@@ -189,11 +189,11 @@ class Memory:
 
     # Pairs whose target somebody newer wrote
 
-    def keep(self, place: Place, new_key: bytes, why: str, at_ms: int) -> bool:
+    def keep(self, place: Place, new_key: bytes, rule: int, why: str, at_ms: int) -> bool:
         """Put down that a pair differs and is left so; return whether that is news."""
         before = self._all("SELECT why FROM kept WHERE old_db = ? AND old_key = ?", place)
-        row = (*place, new_key, why, at_ms)
-        self._write(lambda: self._db.execute("INSERT OR REPLACE INTO kept VALUES(?,?,?,?,?)", row))
+        row = (*place, new_key, rule, why, at_ms)
+        self._write(lambda: self._db.execute("INSERT OR REPLACE INTO kept VALUES(?,?,?,?,?,?)", row))
         return not before or before[0][0] != why
 
     def settled(self, places: Sequence[Place]) -> list[Place]:
@@ -208,9 +208,11 @@ class Memory:
         """Return how many pairs differ and are left so."""
         return int(self._all("SELECT count(*) FROM kept")[0][0])
 
-    def kept(self, most: int = 100) -> list[tuple[int, bytes, bytes, str]]:
-        """Return the first of the pairs that differ and are left so: old database, old key, new key, why."""
-        return self._all("SELECT old_db, old_key, new_key, why FROM kept LIMIT ?", (most,))
+    def kept(self, after: Place = (-1, b""), most: int = 300) -> list[tuple[int, bytes, bytes, int, str]]:
+        """Return pairs that differ and are left so, by place: old database, old key, new key, rule, why."""
+        sql = """SELECT old_db, old_key, new_key, rule, why FROM kept WHERE (old_db, old_key) > (?, ?)
+            ORDER BY old_db, old_key LIMIT ?"""
+        return self._all(sql, (*after, most))
 
     # Into the ledger
 
@@ -223,7 +225,7 @@ class Memory:
         sql = "SELECT rule, old_db, old_key, new_key, held, expire_ms FROM pair WHERE folded = 0 AND held NOT NULL"
         done = 0
         while rows := self._all(f"{sql} LIMIT {_FOLD_AT_ONCE}"):
-            ledger.record([_ledger_row(*row) for row in rows if row[4][:1] != OF_TICK])
+            ledger.record([_ledger_row(*row) for row in rows])
             places = [row[1:3] for row in rows]
             mark = "UPDATE pair SET folded = 1 WHERE old_db = ? AND old_key = ?"
             self._write(lambda: self._db.executemany(mark, places))  # noqa: B023  (called at once)
@@ -249,27 +251,13 @@ class Memory:
         except apsw.Error as error:
             _raise(self.path, error)
 
-    def places(self, old_db: int) -> Iterator[Place]:
-        """Yield all pairs known of one old database, in order of their names."""
-        last = b""
-        first = True
-        while True:
-            sign = ">=" if first else ">"
-            sql = f"SELECT old_key FROM pair WHERE old_db = ? AND old_key {sign} ? ORDER BY old_key LIMIT 1000"
-            rows = self._all(sql, (old_db, last))
-            if not rows:
-                return
-            for (key,) in rows:
-                yield old_db, key
-            last, first = rows[-1][0], False
-
 
 def _named(word: Word) -> tuple[int, bytes, bytes, int]:
     return word.old_db, word.old_key, word.new_key, word.rule
 
 
 def _ledger_row(rule: int, db: int, key: bytes, target: bytes, held: bytes, expire_ms: int) -> Row:
-    digest = held[1:] if held[:1] == OF_DUMP else None
+    digest = held[1:] if held[:1] == OF_DUMP else held if held[:1] == OF_CONTENT else OPEN
     code = CODES[Outcome.COPIED]
     return (rule, db, key, target, digest, digest, expire_ms, code, None, key_hash(db, key))
 

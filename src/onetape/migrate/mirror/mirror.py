@@ -22,6 +22,7 @@ from onetape.migrate.endpoint import Endpoint, connect_again, is_lost
 from onetape.migrate.ledger import Ledger
 from onetape.migrate.ledger import Outcome as Fate
 from onetape.migrate.mirror import notify
+from onetape.migrate.mirror.bigs import Bigs
 from onetape.migrate.mirror.hints import Hints
 from onetape.migrate.mirror.judge import Act
 from onetape.migrate.mirror.memory import OF_DUMP, Held, Memory, Place
@@ -31,6 +32,7 @@ from onetape.migrate.mirror.sweep import Sweep
 from onetape.migrate.mirror.ways import Pair, Ways
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
+from onetape.migrate.slice_decide import is_content_digest
 from onetape.migrate.state import Names, State, change, decode, load, operator, required, server_ms
 from onetape.migrate.ticks import Lander
 from onetape.tape import Tape
@@ -44,7 +46,7 @@ _BEAT_LOST_S = 5.0
 _AWAY_S = 600.0
 #: Where an act found by a sweep counts as missed by hints, its hint has had so long to come in.
 _MISSED_S = 3.0
-_SETTLED = frozenset({Act.EQUAL, Act.COPY, Act.REPLACE, Act.DELETE})
+_SETTLED = frozenset({Act.NOTHING, Act.EQUAL, Act.COPY, Act.REPLACE, Act.DELETE})
 #: How long the first sweep waits for the listener, so that nothing falls between the two.
 _LISTEN_S = 2.0
 
@@ -149,6 +151,7 @@ class _Run:
         self._sweep_due_s = 0.0
         self._facts: dict[str, Any] = {}
         self._failing: dict[Place, str] = {}
+        self._bigs = Bigs(lambda: connect_again(url, timeout_s=self.timeout_s, attempts=3))
 
     # The loop
 
@@ -194,9 +197,7 @@ class _Run:
         note = notify.ensure(endpoint, self._memory) if self._options.hints else "hints are switched off"
         self._facts["note"] = note
         self._face(state)
-        if note:
-            self._facts["lag_ms"] = None
-        elif self._hints is None:
+        if not note and self._hints is None:
             dbs = tuple(dict.fromkeys((*self._plan.source_dbs(), self._plan.target_db)))
             self._hints = Hints(self._url, dbs, self._beat)
             self._hints.start()
@@ -216,7 +217,12 @@ class _Run:
         state = self._usable(required(None if raw is None else decode(raw)))
         self._ways = Ways(self._plan, self._memory, back=state.phase.new_is_truth)
         self._settler = Settler(
-            endpoint, self._memory, self._earlier, is_merged_into=self._ways.is_merged_into, at=self._at
+            endpoint,
+            self._memory,
+            self._earlier,
+            is_merged_into=self._ways.is_merged_into,
+            bigs=self._bigs,
+            at=self._at,
         )
         self._settler.fence = Fence(self._names.db, self._names.state, raw)
         self._lander = Lander(endpoint, self._plan.target_db, self._tape, self._plan.timezone)
@@ -348,7 +354,7 @@ class _Run:
         self._endpoint.select(pair.from_db)
         why = WHY_KEPT if self._endpoint.call("EXISTS", pair.from_key) else WHY_KEPT_GONE
         at_ms = server_ms(self._endpoint)
-        if self._memory.keep(pair.place, pair.new_key, why, at_ms):
+        if self._memory.keep(pair.place, pair.new_key, pair.rule, why, at_ms):
             self._tell_diverged([pair.place], {"at_ms": at_ms, "why": why, "by": "mirror"})
 
     def _tell_diverged(self, places: Sequence[Place], fact: dict[str, Any] | None) -> None:
@@ -468,8 +474,10 @@ class _Run:
             by_db.setdefault(db, []).append(key)
         for db, keys in by_db.items():
             for key, known in self._ledger.find(db, keys).items():
-                if known.written is not None and known.read == known.written:
-                    found[db, key] = Held(known.target, OF_DUMP + known.written, known.expire_ms)
+                if known.is_open or known.read != known.written:
+                    continue
+                digest = known.written if is_content_digest(known.written) else OF_DUMP + known.written
+                found[db, key] = Held(known.target, digest, known.expire_ms)
         return found
 
     # Beat and status
@@ -564,6 +572,7 @@ class _Run:
             pass  # both go by themselves
 
     def _drop(self) -> None:
+        self._bigs.close()
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None

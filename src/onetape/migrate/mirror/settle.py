@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,9 +23,11 @@ from onetape.migrate.decide import SLACK_BEFORE_7_MS
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, is_lost
 from onetape.migrate.mirror import streams
-from onetape.migrate.mirror.judge import Act, Side, judge
-from onetape.migrate.mirror.memory import OF_CONTENT, OF_DUMP, OF_STREAM, Held, Memory, Place, Word
+from onetape.migrate.mirror.bigs import Bigs, put_in_place
+from onetape.migrate.mirror.judge import Act, judge
+from onetape.migrate.mirror.memory import OF_DUMP, OF_END, OF_STREAM, Held, Memory, Place, Side, Word
 from onetape.migrate.mirror.ways import Pair
+from onetape.migrate.slice_decide import content_digest
 
 #: Pairs of one transaction, and the bytes of values read for it at most.
 BATCH_PAIRS = 50
@@ -34,6 +36,7 @@ BATCH_BYTES = 2 * 1024 * 1024
 BIG_BYTES = 256 * 1024
 #: A pair that changed under us so often in a row has a busy writer: its next hint, or the sweep, gets it.
 ATTEMPTS_MAX = 10
+CLOSE_ATTEMPTS_MAX = 4
 
 WHY_KEPT = "the follower was written by somebody else since both were equal"
 WHY_KEPT_GONE = "the leader is gone, and the follower is not what both were when they were equal"
@@ -53,6 +56,15 @@ class Outcome(msgspec.Struct):
     error: str = ""
 
 
+class Chosen(NamedTuple):
+    """What was chosen to be done with a pair: what the follower is to hold then, and what it holds now."""
+
+    pair: Pair
+    act: Act
+    word: Word | None
+    now: Side
+
+
 class Fence(msgspec.Struct, frozen=True):
     """The key of the migration's state, and the bytes of it that must not change."""
 
@@ -64,7 +76,7 @@ class Fence(msgspec.Struct, frozen=True):
 class Settler:
     """Settles pairs through one connection. `earlier`: what the migration's ledger says of pairs the memory lacks.
 
-    `fence` is set before settle() is called. `slow`: told of the bytes before they are sent, may wait.
+    `fence` is set before settle() is called.
     """
 
     def __init__(
@@ -74,12 +86,14 @@ class Settler:
         earlier: Callable[[Sequence[Place]], dict[Place, Held]],
         *,
         is_merged_into: Callable[[bytes], bool],
+        bigs: Bigs,
         at: Callable[[str], None] = lambda point: None,
     ) -> None:
         self._endpoint = endpoint
         self._memory = memory
         self._earlier = earlier
         self._is_merged_into = is_merged_into
+        self._bigs = bigs
         self._at = at
         self._slack_ms = 0 if endpoint.has_expire_time else SLACK_BEFORE_7_MS
         self.fence: Fence | None = None
@@ -158,7 +172,7 @@ class Settler:
         sources = self._read(pairs[0].from_db, [pair.from_key for pair in pairs], fenced=True)
         targets = self._read(pairs[0].to_db, [pair.to_key for pair in pairs])
         known = self._known(pairs)
-        acts: list[tuple[Pair, Act, Word | None]] = []
+        acts: list[Chosen] = []
         equal: list[Word] = []
         nothing: list[Place] = []
         doubtful: list[Pair] = []
@@ -183,7 +197,7 @@ class Settler:
                 yield Outcome(pair, act)
             else:
                 word = None if source is None else _word(pair, *source)
-                acts.append((pair, act, word))
+                acts.append(Chosen(pair, act, word, target))
         self._memory.remember(equal)
         self._memory.forget([place for place in nothing if place in known])
         if acts:
@@ -193,22 +207,19 @@ class Settler:
         for pair in doubtful:
             yield self._closely(pair, gone)
 
-    def _act(
-        self, acts: list[tuple[Pair, Act, Word | None]], gone: frozenset[Place], sweeping: bool, attempt: int
-    ) -> Iterator[Outcome]:
+    def _act(self, acts: list[Chosen], gone: frozenset[Place], sweeping: bool, attempt: int) -> Iterator[Outcome]:
         self._at("read")
-        words = [word for _, _, word in acts if word is not None]
-        self._memory.intend(words)
+        self._memory.intend([(one.word, one.now) for one in acts if one.word is not None])
         self._at("intended")
-        result = self._commit([(pair, act) for pair, act, _ in acts])
+        result = self._commit([(one.pair, one.act) for one in acts])
         self._at("acted")
         if result is None:
-            yield from self._again([pair for pair, _, _ in acts], gone, sweeping, attempt)
+            yield from self._again([one.pair for one in acts], gone, sweeping, attempt)
             return
         done: list[Word] = []
         deleted: list[Place] = []
         again: list[Pair] = []
-        for (pair, act, word), reply in zip(acts, result, strict=True):
+        for (pair, act, word, _), reply in zip(acts, result, strict=True):
             if isinstance(reply, ReplyError):
                 yield Outcome(pair, act, error=reply.message)
             elif word is None:
@@ -270,7 +281,7 @@ class Settler:
 
     def _closely(self, pair: Pair, gone: frozenset[Place]) -> Outcome:
         """Settle one pair by its content, however big it is."""
-        for _attempt in range(ATTEMPTS_MAX):
+        for _attempt in range(CLOSE_ATTEMPTS_MAX):
             try:
                 outcome = self._by_content(pair, gone)
             except EndpointError as error:
@@ -309,14 +320,22 @@ class Settler:
             elif act is Act.NOTHING and held is not None:
                 self._memory.forget([pair.place])
             return Outcome(pair, act)
-        word = None if source is None else _word(pair, OF_CONTENT + source.digest, _expiry(source))
-        return self._act_alone(pair, act, word)
+        word = None if source is None else _word(pair, content_digest(source), _expiry(source))
+        return self._act_alone(Chosen(pair, act, word, ours))
 
-    def _act_alone(self, pair: Pair, act: Act, word: Word | None) -> Outcome | None:
+    def _act_alone(self, chosen: Chosen) -> Outcome | None:
+        pair, act, word, now = chosen
+        kind = None if word is None else self._bigs.wants(self._endpoint, pair)
+        temporary = b"" if kind is None else self._bigs.written(pair, kind)
+        if temporary is None:
+            return None
         if word is not None:
-            self._memory.intend([word])
+            self._memory.intend([(word, now)])
         self._at("intended")
-        result = self._commit([(pair, act)])
+        if temporary and word is not None:
+            result = self._put_in_place(pair, act, temporary, word.expire_ms)
+        else:
+            result = self._commit([(pair, act)])
         self._at("acted")
         if result is None or (word is not None and result[0] == 0):
             return None
@@ -328,6 +347,14 @@ class Settler:
             self._memory.remember([word])
         self._at("recorded")
         return Outcome(pair, act, acted=True)
+
+    def _put_in_place(self, pair: Pair, act: Act, temporary: bytes, expire_ms: int) -> list[Any] | None:
+        replies = self._endpoint.pipeline(put_in_place(pair, temporary, expire_ms, over=act is Act.REPLACE))
+        result = replies[-1]
+        errors = [reply for reply in (*replies, *(result or ())) if isinstance(reply, ReplyError)]
+        if result is None or errors:
+            self._bigs.drop(temporary)
+        return errors[:1] or (None if result is None else [1])
 
     def _small_dump(self, pair: Pair) -> bytes | None:
         size = self._endpoint.pipeline([("MEMORY", "USAGE", pair.to_key, "SAMPLES", 1)])[0]
@@ -371,11 +398,14 @@ class Settler:
             return Outcome(pair, Act.NOTHING)  # what was merged into it is nowhere else
         ours = None if target is None else (OF_STREAM + target.summary, target.expire_ms)
         wanted = None if source is None else (OF_STREAM + source.summary, source.expire_ms)
+        is_ours = held is not None and target is not None and self._is_ours(pair, held, target)
         if source is None or target is None:
+            if is_ours and ours is not None:
+                held = Held(pair.new_key, *ours)
             act = judge(wanted, ours, held, gone=pair.place in gone, slack_ms=self._slack_ms)
             word = None if source is None else _word(pair, OF_STREAM + source.summary, source.expire_ms)
             if act in (Act.COPY, Act.DELETE):
-                return self._act_alone(pair, act, word)
+                return self._act_alone(Chosen(pair, act, word, ours))
             self._endpoint.call("UNWATCH")
             return Outcome(pair, act)
         if wanted == ours and ours is not None:
@@ -383,9 +413,10 @@ class Settler:
                 self._memory.remember([_word(pair, *ours)])
             self._endpoint.call("UNWATCH")
             return Outcome(pair, Act.EQUAL)
-        is_ours = held is not None and ours is not None and self._is_ours(pair, held, ours)
         step = streams.next_step(self._endpoint, pair, source, target, merged=merged, may_trim=is_ours)
         if step.commands:
+            self._memory.intend([(_word(pair, OF_END + step.end, step.expire_ms), ours if is_ours else None)])
+            self._at("intended")
             result = self._endpoint.pipeline(step.commands)[-1]
             if result is None:
                 return None
@@ -403,19 +434,20 @@ class Settler:
         if is_ours and not merged:
             if sweeping:
                 word = _word(pair, OF_STREAM + source.summary, source.expire_ms)
-                return self._act_alone(pair, Act.REPLACE, word)
+                return self._act_alone(Chosen(pair, Act.REPLACE, word, ours))
             self._endpoint.call("UNWATCH")
             return Outcome(pair, Act.LEAVE)
         self._endpoint.call("UNWATCH")
         return Outcome(pair, Act.KEEP)
 
-    def _is_ours(self, pair: Pair, held: Held, target: tuple[bytes, int]) -> bool:
-        if held.holds(*target, self._slack_ms):
-            return True
+    def _is_ours(self, pair: Pair, held: Held, target: streams.Look) -> bool:
+        for digest_of in (OF_STREAM + target.summary, OF_END + target.end):
+            if held.holds(digest_of, target.expire_ms, self._slack_ms):
+                return True
         if OF_DUMP in (held.digest or b"")[:1] + (held.next_digest or b"")[:1]:  # remembered while it was small
             self._endpoint.select(pair.to_db)
             payload = self._small_dump(pair)
-            return payload is not None and held.holds(OF_DUMP + digest(payload), target[1], self._slack_ms)
+            return payload is not None and held.holds(OF_DUMP + digest(payload), target.expire_ms, self._slack_ms)
         return False
 
     # Reading
@@ -490,4 +522,4 @@ def _expiry(found: content.Content) -> int:
 
 
 def _side(found: content.Content | None) -> Side:
-    return None if found is None else (OF_CONTENT + found.digest, _expiry(found))
+    return None if found is None else (content_digest(found), _expiry(found))

@@ -41,16 +41,29 @@ class Look(msgspec.Struct, frozen=True):
     expire_ms: int
     summary: bytes
 
+    @property
+    def end(self) -> bytes:
+        """16 bytes of its length and last id: what can be said beforehand of a stream that is added to."""
+        return end_of(self.length, self.last)
+
 
 class Step(msgspec.Struct):
     """What brings the follower nearer: a transaction, from MULTI to EXEC. `more`: it is not all of it.
 
-    Without commands: `equal` says whether there is nothing to do; else it cannot be done by adding.
+    `end` and `expire_ms` are what the follower then has. Without commands: `equal` says whether there is nothing to do;
+    else it cannot be done by adding.
     """
 
     commands: list[Sequence[Argument]] = []
     more: bool = False
     equal: bool = False
+    end: bytes = b""
+    expire_ms: int = -1
+
+
+def end_of(length: int, last: Id) -> bytes:
+    """Return 16 bytes that stand for a stream's length and last id."""
+    return blake2b(b"%d %d-%d" % (length, *last), digest_size=16).digest()
 
 
 def look(endpoint: Endpoint, db: int, key: bytes) -> Look | None:
@@ -95,12 +108,14 @@ def next_step(endpoint: Endpoint, pair: Pair, source: Look, target: Look, *, mer
     if len(page) == ENTRIES:
         more = parse_id(page[-1][0]) < source.last
     commands: list[Sequence[Argument]] = [("SELECT", pair.to_db), ("MULTI",)]
-    if source.first != target.first:
+    trims = source.first != target.first
+    if trims:
         if not may_trim or source.first is None or target.first is None or source.first < target.first:
             return Step()
         if source.first > target.last:
             return Step()  # nothing of the follower would be left
-        commands.append(("XTRIM", pair.to_key, "MINID", b"%d-%d" % source.first))
+        if not more:
+            commands.append(("XTRIM", pair.to_key, "MINID", b"%d-%d" % source.first))
     elif not more and len(page) != new:
         return Step()  # something of the leader was deleted, or the follower has what the leader has not
     elif source.max_deleted != target.max_deleted:
@@ -111,7 +126,9 @@ def next_step(endpoint: Endpoint, pair: Pair, source: Look, target: Look, *, mer
         if source.expire_ms != target.expire_ms:
             stays = source.expire_ms < 0
             commands.append(("PERSIST", pair.to_key) if stays else ("PEXPIREAT", pair.to_key, source.expire_ms))
-    return Step([*commands, ("EXEC",)], more)
+        return Step([*commands, ("EXEC",)], False, False, source.end, source.expire_ms)
+    end = end_of(target.length + len(page), parse_id(page[-1][0]))
+    return Step([*commands, ("EXEC",)], True, False, end, target.expire_ms)
 
 
 def _add_to_merged(endpoint: Endpoint, pair: Pair, source: Look, target: Look) -> Step:
@@ -138,7 +155,8 @@ def _add_to_merged(endpoint: Endpoint, pair: Pair, source: Look, target: Look) -
     some = missing[:ENTRIES]
     commands: list[Sequence[Argument]] = [("SELECT", pair.to_db), ("MULTI",)]
     commands += [("XADD", pair.to_key, entry_id, *fields) for entry_id, fields in some]
-    return Step([*commands, ("EXEC",)], len(missing) > len(some))
+    end = end_of(target.length + len(some), parse_id(some[-1][0]))
+    return Step([*commands, ("EXEC",)], len(missing) > len(some), False, end, target.expire_ms)
 
 
 def _position(key: bytes, source: Look) -> tuple[Argument, ...]:

@@ -77,6 +77,7 @@ class Sweep:
                 self._follow(db, keys)
                 yield
         yield from self._delete()
+        yield from self._look_at_kept()
 
     def _size(self, db: int) -> int:
         self._endpoint.select(db)
@@ -154,6 +155,16 @@ class Sweep:
             some = pairs[at : at + PAGE_KEYS]
             self._pace(len(some))
             self._settle(some, frozenset(pair.place for pair in some))
+            yield
+
+    def _look_at_kept(self) -> Iterator[None]:
+        """Look again at the pairs that differ and were left so: somebody may have made them equal."""
+        after: Place = (-1, b"")
+        while kept := self._memory.kept(after):
+            pairs = [self._ways.pair(place, new_key, rule) for *place, new_key, rule, _why in kept]
+            self._pace(len(pairs))
+            self._settle(pairs, frozenset())
+            after = kept[-1][:2]
             yield
 
     def _still_gone(self) -> Iterator[Pair]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from onetape.errors import ConfigInvalid
 from onetape.migrate.endpoint import Endpoint, ReplyError
@@ -109,6 +109,11 @@ class Ways:
                 pairs.append(Pair(target_db, key, *place, self._places[id(one.rule)], place))
         endpoint.select(target_db)
         return pairs
+
+    def pair(self, place: Sequence[Any], new_key: bytes, rule: int) -> Pair:
+        """Return the pair of an old and a new name, in this direction."""
+        old, new = (place[0], place[1]), (self._plan.target_db, new_key)
+        return Pair(*new, *old, rule, old) if self.back else Pair(*old, *new, rule, old)
 
     def followers(self, endpoint: Endpoint, db: int, keys: Sequence[bytes]) -> list[Pair]:
         """Return the pairs in which these keys of database `db` may be those that follow, of all rules."""
