@@ -1,0 +1,567 @@
+"""The exchange: what one client knows of a migration, and the steps of a write or a read, for sync and asyncio alike.
+
+Steps are generators: they yield what is to be sent, or how long to wait, and are given the replies. A lane is one
+connection in the plan's target database. Armed, it watches the state and its client knows it: a transaction that was
+begun under a phase that is over is not carried out.
+
+A write is one packet: MULTI, the weave, EXEC, and WATCH and GET of the state for the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from redis.exceptions import ExecAbortError, WatchError
+
+from onetape.clock import now_ns
+from onetape.errors import PhaseRefused, StateMoved
+from onetape.migrate.dual.known import Known, Pair, pair
+from onetape.migrate.dual.look import big_ones, first_look, judge, second_look
+from onetape.migrate.dual.mapping import Mapped, Mapper, Part
+from onetape.migrate.dual.weave import Facts, Look, Woven, alike, field_of, renamed, sides, weave
+from onetape.migrate.phase import Phase
+from onetape.migrate.plan import Plan
+from onetape.migrate.routes import Route, Routes
+from onetape.migrate.state import Names, State, decode, operator
+
+_log = logging.getLogger(__name__)
+
+#: How often a transaction is begun anew because the state, or a big key, changed under it.
+ATTEMPTS = 30
+#: How long a blocked command waits between two tries, s: the first and the longest wait.
+_WAITS_S = (0.001, 0.05)
+#: The longest single BLOCK of a read, ms: then it looks whether the phase is still the same.
+_BLOCK_MS = 1000
+
+
+class Send(NamedTuple):
+    """What a lane is to send, and how many replies come: raw ones, then `decoded` as the client decodes, then raw."""
+
+    packed: bytes
+    before: int
+    decoded: int = 0
+    after: int = 0
+
+
+class Wire(Protocol):
+    """What the steps need of a connection."""
+
+    armed: bool
+    raw: bytes | None
+    noted: bool
+    state: State | None
+    greeted: bool
+    frozen: bool
+    resp3: bool
+    watching: bool
+    decodes: bool
+
+    def pack(self, *args: Any) -> bytes:
+        """Return a command packed."""
+
+
+Steps = Generator[Send | float, list[Any], Any]
+
+
+class Counts(msgspec.Struct):
+    """What a client did. `again`: transactions begun anew. `copies`: pairs made anew. `left`: big ones left alone."""
+
+    writes: int = 0
+    reads: int = 0
+    divergences: int = 0
+    passed: int = 0
+    merged: int = 0
+    again: int = 0
+    copies: int = 0
+    left: int = 0
+    healed: int = 0
+    lost: int = 0
+    state_lost: int = 0
+
+
+class Exchange:
+    """What all lanes of a client share. Its steps may run on many lanes at once."""
+
+    def __init__(self, plan: Plan, mapper: Mapper, routes: Routes, *, client: str, require_state: bool) -> None:
+        self.plan, self.mapper, self.routes, self.client = plan, mapper, routes, client
+        self.names = Names.of(plan)
+        self.counts = Counts()
+        self.known = Known()
+        self.state: State | None = None
+        self.by = operator()
+        self._raw: bytes | None = None
+        self._require = require_state
+        self._lock = threading.Lock()
+        self.beat: Callable[[], bytes | None] = lambda: None
+        self._names_packed: tuple[bytes, bytes, bytes] | None = None
+
+    # What is known of the state
+
+    @property
+    def phase(self) -> Phase:
+        """The last phase seen; PLANNED where there was no state."""
+        return self.state.phase if self.state is not None else Phase.PLANNED
+
+    def forget(self) -> None:
+        """Forget which pairs are equal."""
+        self.known.forget()
+
+    def note(self, lane: Wire, raw: bytes | None) -> None:
+        """Take in the state as the server told it on a lane, which goes by it from here on.
+
+        Each lane goes by what it was told itself: a reply that was read late must not put back the others.
+        """
+        if raw == lane.raw and lane.noted:
+            return
+        with self._lock:
+            if raw is None:
+                if self.state is not None and self._raw is not None:
+                    self.counts.state_lost += 1
+                    _log.warning(
+                        "the state of the migration %r is gone from database %d; going on in the phase %s",
+                        self.plan.name, self.names.db, self.state.phase,
+                    )  # fmt: skip
+                state = self.state
+            elif raw == self._raw:
+                state = self.state
+            else:
+                state = decode(raw)
+                if state.plan_hash != self.plan.hash:
+                    lane.armed = False
+                    raise StateMoved(
+                        f"the migration {self.plan.name!r} on this server goes by another plan: "
+                        f"{state.plan_hash[:12]}, not {self.plan.hash[:12]}",
+                        hint="give this client the plan it was started with",
+                    )
+                if self.state is None or self._raw is None or state.version >= self.state.version:
+                    self.state = state
+            if raw != self._raw or lane.noted:
+                self.known.forget()
+            if raw is None or state is self.state:
+                self._raw = raw
+            lane.raw, lane.state, lane.noted = raw, state, True
+
+    # Packets
+
+    def _packets(self, lane: Wire) -> tuple[bytes, bytes, bytes]:
+        packed = self._names_packed
+        if packed is None:
+            watch = lane.pack("WATCH", self.names.state) + lane.pack("GET", self.names.state)
+            packed = (lane.pack("MULTI"), lane.pack("EXEC") + watch, lane.pack("EXEC"))
+            self._names_packed = packed
+        return packed
+
+    def arm(self, lane: Wire) -> Steps:
+        """Make a lane watch the state, in the target database."""
+        head = lane.pack("SELECT", self.names.db) + lane.pack("UNWATCH")
+        tail = lane.pack("WATCH", self.names.state) + lane.pack("GET", self.names.state)
+        hello, dbs = b"", sorted(self.routes.dbs)
+        if not lane.greeted:  # a SELECT that fails inside a transaction would let its next command hit another database
+            hello = lane.pack("HELLO") + b"".join([lane.pack("SELECT", db) for db in dbs])
+        replies = yield Send(hello + head + tail, 4 if lane.greeted else 5 + len(dbs))
+        for reply in replies if lane.greeted else replies[1:]:
+            if isinstance(reply, Exception):
+                raise reply
+        if not lane.greeted:
+            lane.frozen, lane.greeted = _is_frozen(replies[0]), True
+        self.note(lane, replies[-1])
+        if self._require and lane.state is None:
+            raise PhaseRefused(
+                "no live migration was started on this server",
+                hint="onetape migrate start begins one, or leave out require_state",
+                phase="planned",
+            )
+        lane.armed = True
+
+    # Writing
+
+    def write(self, lane: Wire, parts: Sequence[Part], *, watched: bool = False) -> Steps:
+        """Do all parts in one transaction and return their replies, errors in place.
+
+        `watched`: the caller watches keys on this lane too; then WatchError is raised where anything changed.
+        Raises what the server says where it takes no part of the transaction; then nothing was done.
+        """
+        for attempt in range(ATTEMPTS):
+            if not lane.armed:
+                if watched:
+                    raise WatchError("The phase of the migration changed.")
+                yield from self.arm(lane)
+            todo = parts
+            if any(part.ask_type for part in parts):
+                todo = yield from self._ask_types(lane, parts)
+            looked = yield from self._look(lane, todo)
+            now_ms = 0
+            if not lane.frozen and any(part.way == "expire" for part in todo):
+                now_ms = yield from self._ask_time(lane)
+            phase, generation = _phase_of(lane), self.known.generation
+            facts = Facts(
+                phase, self.names.db, lane.frozen, lane.resp3, self.known, looked, now_ms,
+                self.names.diverged, self.record,
+            )  # fmt: skip
+            woven = weave(todo, facts, lane.pack)
+            replies, raw = yield from self._commit(lane, woven)
+            if replies is None:
+                if watched:
+                    raise WatchError("Watched variable changed.")
+                self.counts.again += 1
+                if attempt:
+                    yield random.uniform(0, 0.002 * attempt)
+                continue
+            mine = self._settle(todo, woven, replies, generation, phase)
+            self._count(todo, woven, looked)
+            self.note(lane, raw)
+            if isinstance(mine, tuple):
+                mine, wrong, why = mine
+                yield from self.heal(lane, wrong, why)
+            return mine
+        raise StateMoved(
+            f"the migration's state changed {ATTEMPTS} times while one command was sent", hint="nothing was written"
+        )
+
+    def _commit(self, lane: Wire, woven: Woven) -> Steps:
+        """Send a transaction; return EXEC's reply, None where it was not carried out, and the state after it."""
+        multi, tail, _ = self._packets(lane)
+        beat = self.beat()
+        lane.armed = False
+        packed = multi + woven.packed + tail
+        if beat is not None:
+            packed += beat
+        replies = yield Send(packed, 1 + woven.count, 1, 2 if beat is None else 3)
+        done = replies[1 + woven.count]
+        raw = replies[3 + woven.count]
+        if isinstance(raw, Exception) or isinstance(replies[2 + woven.count], Exception):
+            raise raw if isinstance(raw, Exception) else replies[2 + woven.count]
+        lane.armed = True
+        if isinstance(done, Exception):
+            self.note(lane, raw)
+            refused = next((reply for reply in replies[: 1 + woven.count] if isinstance(reply, Exception)), None)
+            if refused is not None and isinstance(done, ExecAbortError):
+                raise refused
+            raise done
+        if done is None:
+            self.note(lane, raw)
+        return done, raw
+
+    def _settle(
+        self, parts: Sequence[Part], woven: Woven, replies: list[Any], generation: int, phase: Phase
+    ) -> list[Any] | tuple[list[Any], list[Route], str]:
+        """Look at the other side's replies, remember what is equal; return the parts' replies, and what is not."""
+        mine = [replies[at] for at in woven.replies]
+        wrong: dict[Pair, Route] = {}
+        why = ""
+        for check in woven.checks:
+            reply = replies[check.at]
+            if check.rule == "fine":
+                bad = isinstance(reply, Exception)
+            elif check.rule == "alike":
+                part = parts[check.part]
+                bad = not _alike(part, mine[check.part], reply, phase)
+            else:
+                own = mine[check.part]
+                bad = not (own is None or isinstance(own, Exception) or _same_id(own, reply))
+            if bad:
+                why = why or (str(reply) if isinstance(reply, Exception) else "the two sides replied differently")
+                wrong.update({pair(route): route for route in check.routes})
+        equal: Iterable[Route] = woven.equal
+        if wrong:
+            equal = [route for route in equal if pair(route) not in wrong]
+        failed = {pair(r) for part, reply in zip(parts, mine, strict=True)
+                  if isinstance(reply, Exception) and part.form == "both" for r in part.written()}  # fmt: skip
+        if failed:
+            equal = [route for route in equal if pair(route) not in failed or route in self.known]
+        self.known.add(equal, generation)
+        if wrong:
+            self.known.drop(wrong.values())
+            return mine, list(wrong.values()), why
+        return mine
+
+    def _count(self, parts: Sequence[Part], woven: Woven, looked: Mapping[Pair, Look]) -> None:
+        counts = self.counts
+        counts.writes += 1 if len(parts) == 1 else sum(not part.reads for part in parts)
+        counts.divergences += woven.recorded
+        if len(parts) > 1 or parts[0].form != "both":
+            counts.passed += sum(part.form == "pass" for part in parts)
+            counts.merged += sum(part.form == "old" and not part.reads for part in parts)
+        if looked:
+            counts.copies += sum(look == "copy" for look in looked.values())
+            counts.left += len(woven.doubtful)
+
+    def heal(self, lane: Wire, routes: Sequence[Route], why: str) -> Steps:
+        """Make the other side of these pairs anew, and record that they were not equal."""
+        _log.warning("two sides of %d keys were not equal: %s", len(routes), why)
+        for _ in range(ATTEMPTS):
+            if not lane.armed:
+                yield from self.arm(lane)
+            primary, other = sides(_phase_of(lane))
+            fit = [route for route in routes if not route.joined and other is not None]
+            looked = (yield from self._look_at(lane, fit, primary)) if fit else {}
+            commands: list[bytes] = []
+            for route in fit:
+                if looked.get(pair(route)) == "copy":
+                    old, new = (route.old_db, route.old_key), (route.new_db, route.new_key)
+                    (from_db, from_key), (to_db, to_key) = (old, new) if primary == "old" else (new, old)
+                    commands += [
+                        lane.pack("SELECT", to_db), lane.pack("UNLINK", to_key), lane.pack("SELECT", from_db),
+                        lane.pack("COPY", from_key, to_key, "DB", to_db), lane.pack("SELECT", self.names.db),
+                    ]  # fmt: skip
+                    self.counts.healed += 1
+            record = self.record(why)
+            commands += [lane.pack("HSET", self.names.diverged, field_of(route), record) for route in routes]
+            woven = Woven(b"".join(commands), len(commands), (), (), (), (), 0)
+            replies, raw = yield from self._commit(lane, woven)
+            if replies is not None:
+                self.note(lane, raw)
+                self.counts.divergences += len(routes)
+                return
+
+    def record(self, why: str) -> bytes:
+        """Return what is written into the hash of divergences."""
+        return msgspec.json.encode({"at_ms": now_ns() // 1_000_000, "why": why, "by": f"{self.client} {self.by}"})
+
+    # Asking before
+
+    def _ask_types(self, lane: Wire, parts: Sequence[Part]) -> Steps:
+        """Return the parts with rules chosen by the types of their keys, which are watched from here on."""
+        asked = [part for part in parts if part.ask_type]
+        packed = b""
+        for part in asked:
+            key = part.keys[0].route.old_key
+            packed += lane.pack("SELECT", part.db) + lane.pack("WATCH", key) + lane.pack("TYPE", key)
+        replies = yield Send(packed + lane.pack("SELECT", self.names.db), 3 * len(asked) + 1)
+        types = {}
+        for part, reply in zip(asked, replies[2::3], strict=True):
+            if isinstance(reply, Exception):
+                raise reply
+            kind = _text(reply)
+            types[id(part)] = None if kind == "none" else kind
+        found: list[Part] = []
+        for part in parts:
+            if not part.ask_type:
+                found.append(part)
+                continue
+            typed = self.mapper.typed(part, types[id(part)])
+            found.append(Part(part.command, part.args, part.db, "raw", part.way) if typed is None else typed)
+        return found
+
+    def _ask_time(self, lane: Wire) -> Steps:
+        replies = yield Send(lane.pack("TIME"), 1)
+        if isinstance(replies[0], Exception):
+            raise replies[0]
+        seconds, micros = replies[0]
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def _look(self, lane: Wire, parts: Sequence[Part]) -> Steps:
+        """Return what to do about the pairs that are not known."""
+        primary, other = sides(_phase_of(lane))
+        if other is None:
+            return {}
+        known = self.known
+        routes: dict[Pair, Route] = {}
+        told: set[Pair] = set()
+        for part in parts:
+            if part.reads or part.form not in ("both", "pass"):
+                continue
+            sets = part.way == "set" or (part.way == "relative" and lane.frozen)
+            for key in part.keys:
+                route = key.route
+                place = (route.old_db, route.old_key)
+                if part.form == "pass":
+                    if route.old_key and not route.joined and not route.merged:
+                        routes[place] = route
+                elif sets:
+                    told.add(place)
+                elif route not in known and place not in told and key.writes and part.way != "relative":
+                    routes[place] = route
+        if not routes:
+            return {}
+        return (yield from self._look_at(lane, list(routes.values()), primary))
+
+    def _look_at(self, lane: Wire, routes: Sequence[Route], primary: str) -> Steps:
+        packed, count, places = first_look(lane.pack, routes, primary, self.names.db)
+        replies = yield Send(packed, count)
+        looked: dict[Pair, Look] = {pair(route): "copy" for route in routes}
+        for route, kind in big_ones(routes, replies, places):
+            packed, count = second_look(lane.pack, route, kind, primary, self.names.db)
+            replies = yield Send(packed, count)
+            look, differs = judge(kind, replies)
+            looked[pair(route)] = look
+            if differs:
+                self.counts.divergences += 1
+                yield Send(lane.pack("HSET", self.names.diverged, field_of(route), self.record(differs)), 1)
+        return looked
+
+    # Reading
+
+    def read(self, lane: Wire, mapped: Mapped) -> Steps:
+        """Return the replies of a command that only reads, from the side that counts in the phase they were read in."""
+        for _ in range(ATTEMPTS):
+            if not lane.armed:
+                yield from self.arm(lane)
+            parts: Sequence[Part] = mapped.parts
+            if any(part.ask_type for part in parts):
+                parts = yield from self._ask_types(lane, parts)
+                if not lane.watching:
+                    lane.armed = False  # what was watched for it is not to abort the next write
+            raw_before, phase, state = lane.raw, _phase_of(lane), lane.state
+            new_first = (
+                phase is Phase.READS_SWITCHED
+                and state is not None
+                and all(part.form == "both" for part in parts)
+                and random.random() < state.read_share
+            )
+            replies = None
+            if new_first:
+                replies, raw = yield from self._read_new(lane, parts)
+            if replies is None:
+                replies, raw = yield from self._read_side(lane, parts, phase)
+            self.note(lane, raw)
+            if raw == raw_before:
+                self.counts.reads += 1
+                return replies
+        raise StateMoved("the migration's state changed again and again while one command was read")
+
+    def _read_side(self, lane: Wire, parts: Sequence[Part], phase: Phase) -> Steps:
+        facts = Facts(phase, self.names.db, lane.frozen, lane.resp3, self.known, {})
+        woven = weave(parts, facts, lane.pack)
+        # One packet, no transaction: what stands between is the server's affair, as in any pipeline.
+        replies = yield Send(woven.packed + lane.pack("GET", self.names.state), 0, woven.count, 1)
+        if isinstance(replies[-1], Exception):
+            raise replies[-1]
+        return [replies[at] for at in woven.replies], replies[-1]
+
+    def _read_new(self, lane: Wire, parts: Sequence[Part]) -> Steps:
+        packed, at = b"", 0
+        places = []
+        keys: list[bytes] = []
+        for part in parts:
+            db, args = part.on("new")
+            assert db == self.names.db
+            packed += lane.pack(*args)
+            places.append(at)
+            at += 1
+            keys += [key.route.new_key for key in part.keys]
+        packed += lane.pack("EXISTS", *keys) + lane.pack("GET", self.names.state)
+        replies = yield Send(packed, 0, at, 2)
+        found, raw = replies[at], replies[at + 1]
+        for reply in (found, raw):
+            if isinstance(reply, Exception):
+                raise reply
+        if found < len(keys):
+            return None, raw
+        return [replies[place] for place in places], raw
+
+    # What a client asks for
+
+    def ask(self, lane: Wire, mapped: Mapped, *, decode: bool = True) -> Steps:
+        """Return the one reply of a command, as the server would have given it, an error as an exception.
+
+        `decode`: as the client decodes replies, if it does.
+        """
+        lane.decodes = decode
+        part = mapped.parts[0]
+        if mapped.reads and part.form != "pass":
+            replies = yield from self.read(lane, mapped)
+        else:
+            wait = _timeout(part) if len(mapped.parts) == 1 else None
+            replies = yield from self.write(lane, mapped.parts)
+            if wait is not None:
+                replies = yield from self._wait(lane, mapped, replies, wait)
+        return self.joined(mapped, replies)
+
+    def _wait(self, lane: Wire, mapped: Mapped, replies: list[Any], timeout_s: float) -> Steps:
+        """Try again until there is something to take, or the time is over. It costs a look at every 1 to 50 ms."""
+        until = time.monotonic() + timeout_s if timeout_s > 0 else None
+        pause, longest = _WAITS_S
+        while replies[0] is None:
+            left = longest if until is None else until - time.monotonic()
+            if left <= 0:
+                break
+            yield min(pause, left)
+            pause = min(2 * pause, longest)
+            replies = yield from self.write(lane, mapped.parts)
+        return replies
+
+    def joined(self, mapped: Mapped, replies: list[Any]) -> Any:
+        """Return one reply of those of the parts, with the names that the caller used. Raises an error reply."""
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        if mapped.join is not None:
+            return mapped.join(replies)
+        part, reply = mapped.parts[0], replies[0]
+        if part.command is not None and part.command.names:
+            for side in ("old", "new"):
+                if side != part.given:
+                    reply = renamed(reply, _names(part, side))
+        return reply
+
+
+def _phase_of(lane: Wire) -> Phase:
+    return lane.state.phase if lane.state is not None else Phase.PLANNED
+
+
+def _alike(part: Part, own: Any, reply: Any, phase: Phase) -> bool:
+    if part.command is not None and part.command.names:
+        primary, other = sides(phase)
+        own, reply = renamed(own, _names(part, primary)), renamed(reply, _names(part, other or primary))
+    return alike(own, reply)
+
+
+def _names(part: Part, side: str) -> dict[Any, Any]:
+    """Return the names of a part's keys on one side → as the caller wrote them, as bytes and as text."""
+    names: dict[Any, Any] = {}
+    for key in part.keys:
+        name = key.route.old_key if side == "old" else key.route.new_key
+        given = key.route.old_key if part.given == "old" else key.route.new_key
+        names[name] = given
+        try:
+            names[name.decode()] = given.decode()
+        except UnicodeDecodeError:
+            pass
+    return names
+
+
+def _same_id(own: Any, reply: Any) -> bool:
+    return not isinstance(reply, Exception) and _text(own) == _text(reply)
+
+
+def _text(reply: Any) -> str:
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
+
+
+def _timeout(part: Part) -> float | None:
+    """Return how long a command blocks, s (0: for ever), None for one that does not."""
+    command = part.command
+    if command is None:
+        return None
+    try:
+        if command.timeout is not None:
+            return float(part.args[command.timeout])
+        if command.name == "XREADGROUP":
+            words = [arg.upper() if isinstance(arg, str) else bytes(arg).upper().decode("latin-1")
+                     if isinstance(arg, bytes) else "" for arg in part.args]  # fmt: skip
+            if "BLOCK" in words[: words.index("STREAMS")]:
+                return float(part.args[words.index("BLOCK") + 1]) / 1000
+    except (ValueError, IndexError, TypeError):
+        return None
+    return None
+
+
+def _is_frozen(hello: Any) -> bool:
+    """Return whether time stands still in a transaction of this server, by its reply to HELLO."""
+    if isinstance(hello, list):
+        hello = dict(zip(hello[::2], hello[1::2], strict=False))
+    if not isinstance(hello, dict):
+        return False
+    facts = {_text(name): value for name, value in hello.items()}
+    version = tuple(int(one) for one in _text(facts.get("version", "0")).split(".")[:2] if one.isdecimal())
+    return _text(facts.get("server", "")) == "valkey" or version >= (7, 2)
+
+
+__all__ = ["ATTEMPTS", "Counts", "Exchange", "Wire", "Send", "Steps"]
