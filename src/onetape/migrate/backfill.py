@@ -169,6 +169,11 @@ class Backfill:
         """Keys that no rule matches, by source database, of what was scanned."""
         return self._listing.unmatched
 
+    @property
+    def waited(self) -> dict[str, float]:
+        """Seconds that the pace held it back, by the kind of reason."""
+        return {} if self._options.pace is None else self._options.pace.waited()
+
     def run(self) -> None:
         """Do it. Raises PlanCollision before anything is written, EndpointError when the server is lost."""
         try:
@@ -301,8 +306,9 @@ class Backfill:
     def _batches(self, page: Page, sizes: list[int] | None) -> Iterator[tuple[Batch, int]]:
         """Cut a page into batches, bounded in keys and bytes, each with its bytes, 0 where they are not known."""
         pace = self._options.pace
-        most = GROUP_KEYS if pace is None or pace.batch_keys is None else min(GROUP_KEYS, pace.batch_keys)
-        if sizes is None or max(sizes) <= BATCH_BYTES // GROUP_KEYS:
+        whole = GROUP_KEYS if self._options.digests == "copy" else bulk.BATCH_KEYS
+        most = whole if pace is None or pace.batch_keys is None else min(whole, pace.batch_keys)
+        if sizes is None or max(sizes) <= BATCH_BYTES // whole:
             for at in range(0, len(page.keys), most):
                 end = at + most
                 batch = Batch(page.db, page.keys[at:end], page.targets[at:end], page.rules[at:end])

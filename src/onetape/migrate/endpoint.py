@@ -20,6 +20,8 @@ from onetape.migrate.address import Address
 
 Argument = bytes | str | int | float
 
+#: How often a service or cluster that is choosing a new master is tried: for a minute.
+AGREEING_ATTEMPTS = 62
 _RECEIVE_BYTES = 256 * 1024
 #: Up to here a packet fits the socket buffers of both sides, so it can be sent before anything is received.
 _SEND_AT_ONCE_BYTES = 64 * 1024
@@ -152,7 +154,9 @@ class Endpoint:
             if where.password is not None:
                 endpoint.call("AUTH", *([where.user] if where.user else []), where.password)
             endpoint._identify()
-            endpoint.pipeline([("CLIENT", "SETNAME", "onetape-migrator")])  # so that a census can tell; refused is no harm
+            endpoint.pipeline(
+                [("CLIENT", "SETNAME", "onetape-migrator")]
+            )  # so that a census can tell; refused is no harm
             if where.scheme == "sentinel":
                 endpoint._follow_master(where.name)
             if db:
@@ -199,6 +203,15 @@ class Endpoint:
     def closed(self) -> bool:
         """Return whether the connection was closed or lost."""
         return self._closed
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, for a program that goes on with it; not over TLS, which is in us."""
+        return self._sock.fileno()
+
+    @property
+    def is_tls(self) -> bool:
+        """Return whether the connection goes over TLS."""
+        return self._tls
 
     @property
     def has_expire_time(self) -> bool:
@@ -350,19 +363,25 @@ def parse_info(reply: bytes) -> dict[str, str]:
 def connect_again(
     url: str, *, db: int = 0, writable: bool = True, timeout_s: float = 10.0, attempts: int | None = None
 ) -> Endpoint:
-    """Connect, trying `attempts` times while the server is away, with pauses of 0.1, 0.2, 0.4 ... 5 s.
+    """Connect, trying `attempts` times while the server is away, with pauses of 0.1, 0.2, 0.4 ... s, 1 s at most if it can be long.
 
-    None: 6 times, which takes 3 s; behind sentinels, who need their time to agree on a master, 15 times, a minute.
+    None: 6 times, which takes 3 s; behind sentinels, who need their time to agree on a master, for a minute.
     """
-    attempts = attempts or (15 if url.startswith("sentinel:") else 6)
+    attempts = attempts or (AGREEING_ATTEMPTS if url.startswith("sentinel:") else 6)
     for attempt in range(attempts):
         try:
             return Endpoint.connect(url, db=db, writable=writable, timeout_s=timeout_s)
         except EndpointError as error:
             if not is_lost(error) or attempt == attempts - 1:
                 raise
-        time.sleep(min(5.0, 0.1 * 2**attempt))
+        time.sleep(pause_s(attempt, attempts))
     raise AssertionError("unreachable")
+
+
+def pause_s(attempt: int, attempts: int) -> float:
+    """Return how long to wait after an attempt, counted from 0, in seconds: doubling; not over 1 s if there are many."""
+    pause: float = 0.1 * 2**attempt
+    return pause if attempts <= 6 else min(1.0, pause)
 
 
 def commands_of(packed: bytes) -> list[list[bytes]]:

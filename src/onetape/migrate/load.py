@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 #: What a copy and its pace send themselves, and others seldom: what they do of it is not counted as theirs.
 _OURS = frozenset(
-    (
-        "copy dump restore pexpiretime pttl watch unwatch multi exec select scan type exists memory|usage info ping time "
-        "hello auth evalsha_ro eval_ro script|load xinfo|stream xinfo|groups sscan hscan hpexpiretime command "
-        "client|setname pexpire pexpireat persist rename unlink"
-    ).split(" ")
-)
+    {
+        "auth", "client|setname", "command", "copy", "dump", "eval_ro", "evalsha_ro", "exec", "exists", "hello",
+        "hpexpiretime", "hscan", "info", "memory|usage", "multi", "persist", "pexpire", "pexpireat", "pexpiretime",
+        "ping", "pttl", "rename", "restore", "scan", "script|load", "select", "sscan", "time", "type", "unlink",
+        "unwatch", "watch", "xinfo|groups", "xinfo|stream",
+    }
+)  # fmt: skip
 
 
 class Seen(NamedTuple):

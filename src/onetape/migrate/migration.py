@@ -21,6 +21,7 @@ from onetape.migrate import state as states
 from onetape.migrate.backfill import (
     VALUE_BYTES_MAX,
     Backfill,
+    Digests,
     OnProgress,
     Options,
     check_collisions,
@@ -31,6 +32,8 @@ from onetape.migrate.helm import Helm
 from onetape.migrate.ledger import Ledger
 from onetape.migrate.listing import Listing, Unmatched
 from onetape.migrate.move import Move
+from onetape.migrate.pace import Pace
+from onetape.migrate.pacing import Pacing
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
 from onetape.migrate.remote import Bridge, away, connect_both
@@ -39,6 +42,7 @@ from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, Report, UnmatchedKeys
 from onetape.migrate.report import save as save_report
 from onetape.migrate.state import Lease, State
 from onetape.migrate.status import PlanCheck, Reason, Status, status_of
+from onetape.migrate.throttle import Settings
 from onetape.migrate.ticks import Lander
 from onetape.migrate.verdict import Verification
 from onetape.migrate.verify import verify
@@ -139,14 +143,20 @@ class Migration:
         limit: int | None = None,
         steps: Iterable[str] | None = None,
         on_progress: OnProgress | None = None,
+        digests: Digests | None = None,
+        pace: Pacing | None = None,
+        throttle: Settings | None = None,
     ) -> Report:
         """Bring all keys over, and land ticks and bars; run again, it goes on where it was and changes nothing else.
 
         dry_run: say what would be done, on a connection that cannot write. limit: at most that many keys a
-        step. steps: only these. Keys that fail are in the report, and the others go on: see Report.exit_code.
+        step. steps: only these. digests: taken before each copy, or by the next verify, which is faster, and safe
+        while all writers write both sides; None: as the migration's state asks for. throttle: what it keeps to; while
+        a live migration is under way, its state's settings and pause come on top. pace: in the place of the one that
+        is made of these. Keys that fail are in the report, and the others go on: see Report.exit_code.
         Raises, before anything is written, PreflightRefused, PlanCollision, PlanInvalid, LedgerBusy and
-        LedgerUnusable; and EndpointError or LedgerUnusable when server or ledger are lost on the way: then
-        run again.
+        LedgerUnusable; and EndpointError or LedgerUnusable when server or ledger are lost on the way, MemoryShort
+        when the server's memory would not do: then run again.
         """
         if limit is not None and limit < 0:
             raise ConfigInvalid(f"limit = {limit}", hint="a number of keys a step; None is no limit")
@@ -163,6 +173,7 @@ class Migration:
                 limit=limit,
                 value_bytes_max=self._value_bytes_max,
                 on_progress=on_progress,
+                digests=digests or ("copy" if live is None or live.mirrored else "verify"),
                 at=self._at,
             )
             if dry_run:
@@ -171,6 +182,8 @@ class Migration:
             if live is not None:
                 lease = stack.enter_context(self.helm.lease("backfill"))
                 options = msgspec.structs.replace(options, on_progress=_watching(lease, on_progress))
+            pace = pace or stack.enter_context(self._pace(live, throttle))
+            options = msgspec.structs.replace(options, pace=pace)
             with Ledger.open(self.ledger_path) as ledger:
                 ledger.bind(self._plan, address=reader.address, run_id=reader.run_id)
                 ledger.begin_run("backfill")
@@ -199,6 +212,19 @@ class Migration:
                 raise
             return None  # this user may not see it, and so cannot have started one
         return None if found is None or found.phase is Phase.PLANNED else found
+
+    def _pace(self, live: State | None, throttle: Settings | None) -> Pace:
+        def connect(url: str) -> Endpoint:
+            return Endpoint.connect(url, writable=False, timeout_s=self._timeout_s)
+
+        other = self.target_url
+        return Pace(
+            lambda: connect(self.url),
+            None if live is None else self._plan,
+            throttle=throttle,
+            memory=None if other is None else lambda: connect(other),
+            govern=self._checks and not (other or "").startswith("cluster:"),  # each of its nodes has its own memory
+        )
 
     def _dry_run(self, reader: Endpoint, options: Options, started_ns: int) -> Report:
         plan = self._plan
@@ -416,6 +442,7 @@ class Migration:
             notes=tuple(job.tally.notes),
             unmatched=_unmatched(job.unmatched),
             warnings=warnings,
+            throttled=job.waited,
         )
         return report if self.report_dir is None else report.save(self.report_dir)
 

@@ -7,7 +7,6 @@ program of its own. All waiting is in wait(), and all of it is counted by its re
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from onetape import clock
@@ -68,7 +67,7 @@ class Pace:
         self._waited_s = 0.0  # by the rate, since the last look
         self._told: str | None = None
         self.own_calls = 0
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
         self.note: str | None = None
         self.left = 0
         self.on_wait: Callable[[], None] | None = None
@@ -98,7 +97,8 @@ class Pace:
 
     def waited(self) -> dict[str, float]:
         """Return the seconds waited by the kind of reason, most first."""
-        return {kind: round(seconds, 3) for kind, seconds in self.seconds.most_common()}
+        most = sorted(self.seconds.items(), key=lambda item: -item[1])
+        return {kind: round(seconds, 3) for kind, seconds in most}
 
     # Waiting
 
@@ -170,7 +170,8 @@ class Pace:
         self._told = None
 
     def _count(self, why: str, seconds: float) -> None:
-        self.seconds[why.partition(":")[0]] += seconds
+        kind = why.partition(":")[0]
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
     def _tell(self, now_s: float) -> None:
         if self.on_wait is not None and now_s - self._told_s >= _TELL_S:

@@ -9,8 +9,6 @@ from typing import Protocol
 class Pacing(Protocol):
     """Decides when the next keys may be sent. Used by one thread."""
 
-    #: Keys that should be sent together at most, None where it does not matter.
-    batch_keys: int | None
     #: How many keys are to go, as far as whoever asks knows: said before each wait().
     left: int
     #: To be raised by commands that others send too, so that they are not taken for the load of others.
@@ -18,6 +16,10 @@ class Pacing(Protocol):
     #: Called now and then while wait() waits, and once before it waits for perhaps long: with nothing on its way.
     on_wait: Callable[[], None] | None
     on_stop: Callable[[], None] | None
+
+    @property
+    def batch_keys(self) -> int | None:
+        """How many keys should be sent together at most, None where it does not matter."""
 
     @property
     def reason(self) -> str | None:
@@ -28,6 +30,9 @@ class Pacing(Protocol):
 
         `work`: what they cost the server, in keys that are copied (`keys`, if None). Raises MemoryShort.
         """
+
+    def waited(self) -> dict[str, float]:
+        """Return the seconds waited by the kind of reason, most first."""
 
 
 __all__ = ["Pacing"]

@@ -12,6 +12,7 @@ The file `migration_report_<UTC time>.json` holds one object:
     errors        count, and the first 1,000 of: step, source_db, key, target, error
     notes         count, and the first 1,000, as of errors: keys that are over, but hold what no tape can
     unmatched     count, and by source database: count and the first 1,000 keys
+    throttled     seconds that the pace held it back, by the kind of reason
     warnings      what the checks before the run found worth saying
     verification  the verdict and counts of a verify, or null
 
@@ -79,6 +80,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[KeyFailure, ...] = ()
     unmatched: dict[int, UnmatchedKeys] = {}
     warnings: tuple[str, ...] = ()
+    throttled: dict[str, float] = {}
     verification: dict[str, Any] | None = None
     path: str | None = None
 
@@ -140,6 +142,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
                     for db, keys in self.unmatched.items()
                 },
             },
+            "throttled": self.throttled,
             "warnings": list(self.warnings),
             "verification": self.verification,
         }

@@ -187,8 +187,8 @@ def write(
 ) -> tuple[Digester, Pieces]:
     """Write a key of the reader's database as `temporary` in the writer's, slice by slice.
 
-    `between` is called before each slice with its elements, commands and bytes; it may raise to give up. The key must not
-    change meanwhile: whoever calls watches it. Raises Lost where what was written went away, EndpointError for an
+    `between` is called before each slice with its elements, commands and bytes; it may raise to give up. The key must
+    not change meanwhile: whoever calls watches it. Raises Lost where what was written went away, EndpointError for an
     error reply.
     """
     digester = Digester(kind)
