@@ -363,7 +363,7 @@ def parse_info(reply: bytes) -> dict[str, str]:
 def connect_again(
     url: str, *, db: int = 0, writable: bool = True, timeout_s: float = 10.0, attempts: int | None = None
 ) -> Endpoint:
-    """Connect, trying `attempts` times while the server is away, with pauses of 0.1, 0.2, 0.4 ... s, 1 s at most if it can be long.
+    """Connect, trying `attempts` times while the server is away, with pauses between (see pause_s).
 
     None: 6 times, which takes 3 s; behind sentinels, who need their time to agree on a master, for a minute.
     """
@@ -379,7 +379,7 @@ def connect_again(
 
 
 def pause_s(attempt: int, attempts: int) -> float:
-    """Return how long to wait after an attempt, counted from 0, in seconds: doubling; not over 1 s if there are many."""
+    """Return how many seconds to wait after an attempt, counted from 0: 0.1, 0.2, 0.4 ...; at most 1 if many follow."""
     pause: float = 0.1 * 2**attempt
     return pause if attempts <= 6 else min(1.0, pause)
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 
 from onetape.errors import EndpointError
-from onetape.migrate.endpoint import Endpoint, connect_again, is_lost
+from onetape.migrate.endpoint import AGREEING_ATTEMPTS, Endpoint, connect_again, is_lost, pause_s
 from onetape.migrate.remote.bridge import Bridge
 from onetape.migrate.remote.cluster import Cluster
-
-#: A cluster notices the loss of a master after its cluster-node-timeout (15 s as it comes) and then elects another.
-_CLUSTER_ATTEMPTS = 15
 
 
 def connect_target(url: str, *, db: int = 0, writable: bool = True, timeout_s: float = 10.0) -> Endpoint:
@@ -20,13 +17,13 @@ def connect_target(url: str, *, db: int = 0, writable: bool = True, timeout_s: f
     """
     if not url.startswith("cluster:"):
         return connect_again(url, db=db, writable=writable, timeout_s=timeout_s)
-    for attempt in range(_CLUSTER_ATTEMPTS):
+    for attempt in range(AGREEING_ATTEMPTS):
         try:
             return Cluster.connect(url, db=db, writable=writable, timeout_s=timeout_s)
         except EndpointError as error:
-            if not is_lost(error) or attempt == _CLUSTER_ATTEMPTS - 1:
+            if not is_lost(error) or attempt == AGREEING_ATTEMPTS - 1:
                 raise
-        time.sleep(min(5.0, 0.1 * 2**attempt))
+        time.sleep(pause_s(attempt, AGREEING_ATTEMPTS))
     raise AssertionError("unreachable")
 
 
