@@ -238,7 +238,7 @@ def told_of(kind: str, keys: list[tuple[int, bytes]]) -> str:
 
 
 def _why_not(name: str, reply: ReplyError, endpoint: Endpoint) -> str:
-    if reply.code == "NOPERM":
+    if "NOPERM" in reply.message:  # EXEC wraps it
         return f"rights: {name} is not allowed to this user ({reply.message})"
     if "unknown command" in reply.message:
         if name == "COPY":
