@@ -42,6 +42,7 @@ OnetapeError
     ├── OperatorBusy         another operator is at work with this migration
     ├── MemoryShort          the server's memory would not do for the rest: stopped before anything was evicted
     ├── SourceVanished       a mirrored database lost most of its keys without a word
+    ├── ProofAltered         a saved proof of a migration is not what was saved
     └── CommandUnmapped      a command that cannot be written to both sides
 """
 
@@ -239,6 +240,10 @@ class OperatorBusy(MigrationError):
 
 class MemoryShort(MigrationError):
     """The server's memory would not do for the rest: stopped before its limit. Run again with more: it goes on."""
+
+
+class ProofAltered(MigrationError):
+    """A saved proof of a migration is not what was saved: its content has another sha256, or its page says other."""
 
 
 class CommandUnmapped(MigrationError):

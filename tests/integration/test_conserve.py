@@ -271,14 +271,14 @@ def test_a_gap_that_old_has_too_is_one_of_the_data(server: EmbeddedServer, tape:
     gaps = [(gap.kind, gap.symbol, gap.day, gap.side, gap.failure, gap.told) for gap in found.findings]
     words = "minutes without a tick in old and so on every side: a gap of the data"
     assert gaps == [
-        ("gap", "NSE:A", "2025-11-21", "old", False, f"10:16 to 11:15, 59 {words}"),
-        ("gap", "NSE:A", "2025-11-21", "old", False, f"11:16 to 12:15, 59 {words}"),
+        ("gap", "NSE:A", "2025-11-21", "old", False, f"10:16 to 11:15 Asia/Kolkata, 59 {words}"),
+        ("gap", "NSE:A", "2025-11-21", "old", False, f"11:16 to 12:15 Asia/Kolkata, 59 {words}"),
     ]
     for entry_id, _fields in client[1].xrange("ticks:NSE:A", MS + 3_600_000, MS + 3_700_000):
         client[1].xdel("ticks:NSE:A", entry_id)
     lost = held(server, tape)
     assert not lost.conserved
-    assert "new has nothing of 11:15 to 11:16" in lost.rows[0].told
+    assert "new has nothing of 11:15 to 11:16, Asia/Kolkata" in lost.rows[0].told
     assert sum(finding.kind == "gap" for finding in lost.findings) == 2
     assert sum(finding.kind == "gap" for finding in held(server, tape, gap_minutes=60).findings) == 0
     assert held(server, tape, listed_max=1).unlisted == {"gap": 1}

@@ -146,9 +146,22 @@ class Conservation(msgspec.Struct, frozen=True, kw_only=True):
         """Return it in one word or two: equal, conserved, not conserved."""
         return "equal" if self.equal else "conserved" if self.conserved else "not conserved"
 
+    def days(self) -> list[dict[str, Any]]:
+        """Return day, and ticks of old, new and tape (None without one) on it, in order of days."""
+        found: dict[str, list[int]] = {}
+        for row in self.rows:
+            sums = found.setdefault(row.day, [0, 0, 0])
+            for at, side in enumerate((row.old, row.new, row.tape)):
+                sums[at] += 0 if side is None else side.ticks
+        return [
+            {"day": day, "old": old, "new": new, "tape": tape if TAPE in self.totals else None}
+            for day, (old, new, tape) in sorted(found.items())
+        ]
+
     def to_dict(self, rows_max: int | None = None) -> dict[str, Any]:
         """Return it as plain data; with `rows_max`, rows that are not equal first and no more equal ones than that."""
         facts: dict[str, Any] = msgspec.to_builtins(self)
+        facts["days"] = self.days()
         facts["rows"], facts["rows_unlisted"] = _listed(facts["rows"], rows_max)
         facts["bars"], facts["bars_unlisted"] = _listed(facts["bars"], rows_max)
         facts["balances"] = {balance.value: self.balances.count(balance) for balance in Balance}

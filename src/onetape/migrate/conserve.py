@@ -53,8 +53,8 @@ def conserve(
     findings = Findings(listed_max)
     held = Holdings(endpoint, plan, tape, target, until_ns, findings, on_progress)
     held.read_all()
-    rows = _Rows(held, tape).of_all(closely_ticks)
-    for finding in _gaps(held, gap_minutes):
+    rows = _Rows(held, tape, plan.timezone).of_all(closely_ticks)
+    for finding in _gaps(held, plan.timezone, gap_minutes):
         findings.note(finding)
     return Conservation(
         zone=plan.timezone,
@@ -75,7 +75,8 @@ def conserve(
 class _Rows:
     """Makes the rows of ticks."""
 
-    def __init__(self, held: Holdings, tape: Tape | None) -> None:
+    def __init__(self, held: Holdings, tape: Tape | None, zone: str) -> None:
+        self._zone = zone
         self._held, self._sides, self._of, self._tape = held, held.sides, held.of, tape
 
     def of_all(self, closely_ticks: int) -> list[Row]:
@@ -148,11 +149,11 @@ class _Rows:
             spans = [f"{_clock(start)} to {_clock(end)}" for start, end in _runs(lost)]
             if spans:
                 rest = f" and {len(spans) - 3:,} spans more" if len(spans) > 3 else ""
-                told.append(f"{side} has nothing of {', '.join(spans[:3])}{rest}")
+                told.append(f"{side} has nothing of {', '.join(spans[:3])}{rest}, {self._zone}")
         return tuple(told)
 
 
-def _gaps(held: Holdings, gap_minutes: int) -> Iterator[Finding]:
+def _gaps(held: Holdings, zone: str, gap_minutes: int) -> Iterator[Finding]:
     """Yield the spans without ticks, longest first: those that old has too are gaps of the data."""
     found: list[tuple[int, Key, int, int]] = []
     for key, sums in held.sums[OLD].items():
@@ -168,7 +169,7 @@ def _gaps(held: Holdings, gap_minutes: int) -> Iterator[Finding]:
     for minutes, key, start, end in found:
         mask = ((1 << (end - start)) - 1) << start
         others = [side for side in held.sides[1:] if held.of(side, key).minutes & mask]
-        told = f"{_clock(start)} to {_clock(end)}, {minutes:,} minutes without a tick in old"
+        told = f"{_clock(start)} to {_clock(end)} {zone}, {minutes:,} minutes without a tick in old"
         told += f"; {' and '.join(others)} have some" if others else " and so on every side: a gap of the data"
         yield Finding("gap", key[0], date.fromordinal(key[1]).isoformat(), OLD, told)
 
