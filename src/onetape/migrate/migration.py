@@ -27,7 +27,9 @@ from onetape.migrate.backfill import (
     check_collisions,
     fault_point,
 )
+from onetape.migrate.cutover import cutover
 from onetape.migrate.endpoint import Endpoint, connect_again
+from onetape.migrate.gate import Limits
 from onetape.migrate.helm import Helm
 from onetape.migrate.ledger import Ledger
 from onetape.migrate.listing import Listing, Unmatched
@@ -36,17 +38,19 @@ from onetape.migrate.pace import Pace
 from onetape.migrate.pacing import Pacing
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
+from onetape.migrate.published import Publisher
 from onetape.migrate.remote import Bridge, away, connect_both
 from onetape.migrate.remote.fitness import check_both
 from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, Report, UnmatchedKeys
 from onetape.migrate.report import save as save_report
+from onetape.migrate.reverse import rollback
 from onetape.migrate.state import Lease, State
 from onetape.migrate.status import PlanCheck, Reason, Status, status_of
 from onetape.migrate.throttle import Settings
 from onetape.migrate.ticks import Lander
 from onetape.migrate.verdict import Verification
 from onetape.migrate.verify import verify
-from onetape.progress import Progress
+from onetape.progress import Progress, ProgressMeter
 from onetape.tape import Tape
 
 
@@ -184,6 +188,9 @@ class Migration:
                 options = msgspec.structs.replace(options, on_progress=_watching(lease, on_progress))
             pace = pace or stack.enter_context(self._pace(live, throttle))
             options = msgspec.structs.replace(options, pace=pace)
+            if live is not None:
+                told = stack.enter_context(Publisher(self._writer, self.helm.names, "backfill", pace))
+                options = msgspec.structs.replace(options, on_progress=_both(told, options.on_progress))
             with Ledger.open(self.ledger_path) as ledger:
                 ledger.bind(self._plan, address=reader.address, run_id=reader.run_id)
                 ledger.begin_run("backfill")
@@ -259,11 +266,14 @@ class Migration:
             raise ConfigInvalid(f"sample = {sample}", hint="a number of keys, at least 1; None is all of them")
         ledger = Ledger.open(self.ledger_path, mode="r") if self.ledger_path.exists() else None
         try:
-            with self._reader() as reader:
+            with self._reader() as reader, ExitStack() as stack:
                 address = reader.address
                 if ledger is not None:
                     ledger.check(self._plan, address=address, run_id=reader.run_id)
                 live = self._live(reader)
+                if live is not None:
+                    told = stack.enter_context(Publisher(self._writer, self.helm.names, "verify"))
+                    on_progress = _counting(told, on_progress)
                 began_ms = states.server_ms(reader) if live is not None else 0
                 result = verify(
                     reader,
@@ -342,7 +352,7 @@ class Migration:
         self._preflight()
         with self._reader() as reader:
             check_collisions(reader, self._plan)
-        return course.start(self.helm, mirrored=mirrored, execute=execute)
+        return self._told(course.start(self.helm, mirrored=mirrored, execute=execute))
 
     def switch_reads(self, *, share: float = 1.0, shadow: float | None = None, execute: bool = False) -> Move:
         """Let a share of reads, 0 to 1, go to the new names first; a dry run until `execute`.
@@ -350,7 +360,41 @@ class Migration:
         shadow: share of reads that are compared with the other side; None leaves it as it is. Given again, it changes
         the shares. Raises PhaseRefused, ConfigInvalid, OperatorBusy, StateMoved, StateLost.
         """
-        return course.switch_reads(self.helm, share=share, shadow=shadow, execute=execute)
+        return self._told(course.switch_reads(self.helm, share=share, shadow=shadow, execute=execute))
+
+    def cutover(
+        self,
+        *,
+        limits: Limits | None = None,
+        fence: Iterable[str] = (),
+        force: bool = False,
+        execute: bool = False,
+    ) -> Move:
+        """Make the new names the truth, for all clients at one instant; a dry run until `execute`.
+
+        limits: what the gate asks for. fence: server users that may not write old names from then on. force: go on
+        against the gate's reasons, which are then in the history. Raises GateRefused with every reason, PhaseRefused,
+        OperatorBusy, StateMoved, StateLost; then nothing was changed.
+        """
+        asked = limits or Limits()
+        return self._told(cutover(self.helm, limits=asked, users=tuple(fence), force=force, execute=execute))
+
+    def rollback(
+        self, *, to: Phase | str | None = None, force: bool = False, discard: bool = False, execute: bool = False
+    ) -> Move:
+        """Go back one phase, or to the phase `to`; a dry run until `execute`.
+
+        Leaving the cutover, old keys are made what the new ones are, so that nothing written since is lost; what
+        cannot be carried back is refused by name (GateRefused) unless `force`. A value that is replaced is kept in the
+        ledger; `discard`: one too big for that may be lost. A way back that was killed is ended by giving it again.
+        Raises PhaseRefused, GateRefused, OperatorBusy, StateMoved, StateLost.
+        """
+        goal = None if to is None else phases.parse(str(to))
+        return self._told(rollback(self.helm, to=goal, force=force, discard=discard, execute=execute))
+
+    def _told(self, move: Move) -> Move:
+        notes, self.helm.notes = self.helm.notes, []
+        return msgspec.structs.replace(move, warnings=(*move.warnings, *notes)) if notes else move
 
     def pause(self) -> Move:
         """Let all copying stand still, at once. Clients write on. Raises PhaseRefused."""
@@ -445,6 +489,26 @@ class Migration:
             throttled=job.waited,
         )
         return report if self.report_dir is None else report.save(self.report_dir)
+
+
+def _counting(told: OnProgress, shown: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+    meter = ProgressMeter("verify")
+
+    def count(done: int, total: int) -> None:
+        told(meter.update(done, total))
+        if shown is not None:
+            shown(done, total)
+
+    return count
+
+
+def _both(one: OnProgress, other: OnProgress | None) -> OnProgress:
+    def told(progress: Progress) -> None:
+        one(progress)
+        if other is not None:
+            other(progress)
+
+    return told
 
 
 def _watching(lease: Lease, on_progress: OnProgress | None) -> OnProgress:
