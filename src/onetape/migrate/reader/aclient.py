@@ -276,12 +276,12 @@ class AsyncReaderPipeline(Pipeline):
                 self.raise_first_error(stack, replies)
             return replies
         finally:
-            await self.reset()  # type: ignore[no-untyped-call]
+            await self.reset()
 
     async def reset(self) -> None:  # type: ignore[override]
         """Forget what is queued."""
         self._items = {}
-        await super().reset()
+        await super().reset()  # type: ignore[no-untyped-call]
 
 
 __all__ = ["AsyncReader", "AsyncReaderPipeline", "AsyncReaderRedis"]

@@ -16,6 +16,7 @@ from onetape.migrate.reader.core import Core, Job
 from onetape.migrate.reader.routed import Args, Plain, Read, Sided, Split
 from onetape.migrate.reader.switch import Side, can_compare, falls_back, side_of_read, sides_of_read
 from onetape.migrate.report import key_text
+from onetape.migrate.state import State
 
 #: How often a read begins again because the state moved while it was asked.
 _ATTEMPTS = 5
@@ -46,8 +47,8 @@ def answer(core: Core, items: Sequence[Read | Plain | Split], transaction: bool 
     if not view.seen:
         view.take((yield Ask([state_of]))[0])
     for _attempt in range(_ATTEMPTS):
-        due, before = view.due(), view.state
-        turn = side_of_read(before, core.chance)
+        due = view.due()
+        turn = side_of_read(view.state, core.chance)
         sides = [_side(core, item, turn) for item in flat]
         commands: list[Command] = [state_of] if due else []
         commands += [_command(item, side) for item, side in zip(flat, sides, strict=True)]
@@ -55,8 +56,7 @@ def answer(core: Core, items: Sequence[Read | Plain | Split], transaction: bool 
         if not due:
             break
         view.take(replies.pop(0))
-        allowed = sides_of_read(view.state)
-        if view.state is before or all(side in allowed for side in sides):
+        if all(_holds(view.state, item, side) for item, side in zip(flat, sides, strict=True)):
             break
     else:
         raise StateMoved("the migration's state changed again and again while a read went by it", hint="read again")
@@ -185,6 +185,13 @@ def _side(core: Core, item: Read | Plain, turn: Side) -> Side:
     if turn == "new" and item.new is None and item.old is not None and falls_back(core.view.state):
         return "old"
     return turn
+
+
+def _holds(state: State | None, item: Read | Plain, side: Side) -> bool:
+    """Return whether a side may still answer, by a state that came with the answer."""
+    if isinstance(item, Plain) or item.name in reads.SCANS or side in sides_of_read(state):
+        return True
+    return side == "old" and item.new is None and falls_back(state)
 
 
 def _remember(core: Core, item: Read, side: Side, reply: Any) -> None:
