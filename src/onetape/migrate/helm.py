@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from onetape.errors import StateLost, StateMoved
+from onetape.errors import EndpointError, LedgerBusy, LedgerUnusable, StateLost, StateMoved
 from onetape.migrate import state as states
-from onetape.migrate.endpoint import Endpoint, connect_again
+from onetape.migrate.endpoint import Endpoint, connect_again, is_lost
 from onetape.migrate.history import History, begun
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
@@ -31,7 +31,8 @@ _ATTEMPTS = 8
 class Helm:
     """One migration as its operators see it. Holds no connection between calls.
 
-    `at` is told of each point passed: "state_intended", "state_changed", "state_recorded".
+    `at` is told of each point passed: "state_intended", "state_changed", "state_recorded". `notes`: what could not be
+    done after a change that holds.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Helm:
         self.timeout_s = timeout_s
         self.at = at
         self.names = Names.of(plan)
+        self.notes: list[str] = []
 
     def connect(self, *, writable: bool = True) -> Endpoint:
         """Return a connection. Raises EndpointError."""
@@ -129,17 +131,31 @@ class Helm:
             row = history.intend(command, before, to, states.operator(), reason, forced)
             self.at("state_intended")
             floor = max(floor, history.version_max if now is None else 0)
+            expected = 0 if now is None else now.version
             try:
-                after = states.change(
-                    endpoint, self.plan, 0 if now is None else now.version, floor=floor, phase=to, **fields
-                )
+                after = states.change(endpoint, self.plan, expected, floor=floor, phase=to, **fields)
             except StateMoved as moved:
                 history.refuse(row, moved.message)
                 raise
+            except EndpointError as error:
+                after = self._after_all(error, to, max(expected, floor) + 1)
             self.at("state_changed")
-            history.end(row, after)
+            try:
+                history.end(row, after)
+            except (LedgerUnusable, LedgerBusy) as error:  # the change holds; the next command takes it from the state
+                self.notes.append(f"the change is made, and not in the history yet: {error.message}")
             self.at("state_recorded")
             return after
+
+    def _after_all(self, error: EndpointError, to: Phase, version: int) -> State:
+        """The connection was lost on the way: return the state where the change was made all the same, else raise."""
+        if not is_lost(error):
+            raise error
+        with self.connect() as again:
+            found = states.load(again, self.plan)
+        if found is None or (found.phase, found.version, found.changed_by) != (to, version, states.operator()):
+            raise error
+        return found
 
     def set(self, endpoint: Endpoint, **fields: Any) -> State:
         """Change settings of the state, whatever its phase, against changes of others. Raises PhaseRefused."""

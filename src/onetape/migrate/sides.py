@@ -1,308 +1,171 @@
-"""Sides: the ticks and bars of the old keys, of the new keys and of the tape, read page by page.
+"""The sides: what both sides of each pair held when they were last seen equal, in a file beside the ledger.
 
-Old are the sources of the plan's rules for ticks and OHLC, as its listing finds them; new are the keys of the target
-that those rules can have written; of the tape, what came from Redis. Only reads. Memory is a page.
+On the way back it tells which side of a pair was written in the moment of the change: the one that is not any more what
+both were. After the way back to the start it tells undo which new keys still are what the migration left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-import msgspec
-import numpy as np
+import apsw
 
-from onetape.errors import EndpointError, NameAmbiguous
-from onetape.migrate.bar_values import BarPart, BarReader
-from onetape.migrate.content import slice_of
-from onetape.migrate.endpoint import Endpoint, ReplyError
-from onetape.migrate.hash_ticks import HashTickReader, stream_of
-from onetape.migrate.listing import Listing
-from onetape.migrate.merge import merged_identity, parse_id
-from onetape.migrate.origin import Origins
-from onetape.migrate.pattern import Pattern
-from onetape.migrate.plan import Plan, Rule
-from onetape.migrate.report import key_text
-from onetape.migrate.tick_fields import TickDecoder
-from onetape.migrate.ticks import SOURCE, symbol_of
-from onetape.tape import Tape
+from onetape.errors import EndpointError, LedgerUnusable
+from onetape.migrate import content
+from onetape.migrate.dump import digest
+from onetape.migrate.endpoint import Argument, Endpoint, ReplyError
+from onetape.migrate.force import BIG_BYTES
+from onetape.migrate.slice_decide import content_digest
+from onetape.migrate.twins import Place, Twin, Twins
 
-TICK_KINDS = ("ticks", "hash_ticks")
-#: Columns of the tape that are compared, with the symbol and the source.
-_OF_TAPE = ("symbol", "ts_event_ns", "price", "size", "bid", "ask", "bid_size", "ask_size", "volume", "open_interest",
-            "side", "source")  # fmt: skip
-_PAGE = 5000
-_HASHES = 1000
-_ID_MS_MIN = 10**11  # an entry id below it (1973) was made up and tells no time
+_AT_ONCE = 50
+
+#: What both sides held: digest of a DUMP or of a content, absolute expiry in ms, -1 for none.
+Held = tuple[bytes, int]
 
 
-class Part(msgspec.Struct):
-    """Some ticks of one side. `symbols` and all `columns` are of one length, one item a tick.
-
-    `raw`: the entries they are from, and those that are no ticks, as flat lists of fields; of old keys alone.
-    `others`: how many of the entries are no ticks. `key`: the key they are of, b"" for many. `foreign`: one of them
-    names another symbol than its key. `identities`: of the entries that were merged, 8 bytes of the identity of each.
-    """
-
-    symbols: Sequence[str]
-    columns: dict[str, Any]
-    key: bytes = b""
-    foreign: bool = False
-    raw: Sequence[Sequence[bytes]] = ()
-    others: int = 0
-    identities: Sequence[int] = ()
+def path_of(ledger_path: Path) -> Path:
+    """Return where the sides of a ledger's migration are."""
+    return ledger_path.with_name(ledger_path.name + ".sides")
 
 
-class Unread(msgspec.Struct, frozen=True):
-    """A key that cannot be read as its rule wants it. `lost`: so it could not be migrated either."""
+class Sides:
+    """The file, open. Raises LedgerUnusable."""
 
-    db: int
-    key: bytes
-    why: str
-    lost: bool = False
-
-
-Reading = Iterator[Part | BarPart | Unread]
-Wanted = Callable[[str], bool]
-Names = Callable[[str], str]
-
-
-def names_of(tape: Tape | None) -> Names:
-    """Return what a symbol of Redis is called on the tape: an alias stands for the symbol it means."""
-    if tape is None:
-        return str
-    known: dict[str, str] = {}
-
-    def name(symbol: str) -> str:
-        found = known.get(symbol)
-        if found is None:
-            try:
-                found = tape.symbol_of(symbol, SOURCE) or symbol
-            except NameAmbiguous:
-                found = symbol
-            known[symbol] = found
-        return found
-
-    return name
-
-
-class Redis:
-    """Reads both sides of a plan in Redis; `target` is another server's endpoint, None: it is the same server.
-
-    `wanted` of its readings: ticks of keys of these symbols only (None: all, and bars).
-    """
-
-    def __init__(self, endpoint: Endpoint, plan: Plan, target: Endpoint | None = None) -> None:
-        self._endpoint, self._target = endpoint, target or endpoint
-        self._plan = plan
-        self._apart = target is not None
-        self._decoder = TickDecoder(plan.timezone)
-        self._hashes = HashTickReader(endpoint, plan.timezone)
-        self._bars = BarReader(plan.timezone)
-        self._origins = Origins(plan)
-        self._in_place = plan.matcher(plan.target_db)
-
-    def old(self, wanted: Wanted | None = None) -> Reading:
-        """Yield the ticks and bars of the sources. Raises EndpointError."""
-        plan, kinds = self._plan, TICK_KINDS if wanted is not None else (*TICK_KINDS, "ohlc")
-        steps = tuple(dict.fromkeys(rule.step for rule in plan.rules if rule.kind in kinds and not rule.skip))
-        listing = Listing(self._endpoint, plan, steps)
+    def __init__(self, path: Path) -> None:
+        self.path = path
         try:
-            for step in steps:
-                for page in listing.pages(step):
-                    for index in dict.fromkeys(page.rules):
-                        rule = plan.rules[index]
-                        if rule.skip or rule.kind not in kinds:
-                            continue
-                        keys = [key for key, of in zip(page.keys, page.rules, strict=True) if of == index]
-                        if wanted is not None:
-                            keys = [key for key in keys if wanted(_symbol(key, rule))]
-                        yield from self._of_rule(page.db, keys, rule)
-        finally:
-            listing.close()
+            self._db = apsw.Connection(str(path))
+            self._db.set_busy_timeout(10_000)
+            self._db.pragma("journal_mode", "wal")
+            self._db.pragma("synchronous", "normal")
+            with self._db:
+                self._db.execute(
+                    "CREATE TABLE IF NOT EXISTS side(old_db INTEGER, old_key BLOB, new_key BLOB, stands BLOB,"
+                    " expire_ms INTEGER, PRIMARY KEY(old_db, old_key)) WITHOUT ROWID"
+                )
+                self._db.execute("CREATE TABLE IF NOT EXISTS about(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        except apsw.Error as error:
+            raise LedgerUnusable(f"{path}: {error}", hint="move it away and run again") from error
 
-    def _of_rule(self, db: int, keys: list[bytes], rule: Rule) -> Reading:
-        if rule.kind == "hash_ticks":
-            for at in range(0, len(keys), _HASHES):
-                yield from self._of_hashes(db, keys[at : at + _HASHES], rule)
-            return
-        for key in keys:
-            if rule.kind == "ohlc":
-                yield from self._of_bars(self._endpoint, db, key, key, rule)
-                continue
-            symbol, why = symbol_of(key, rule)
-            in_place = not self._apart and db == self._plan.target_db and rule.target_of(key) == key
-            # What was merged into a stream where it stands is no tick of the old keys twice.
-            yield from self._of_stream(self._endpoint, db, key, symbol, why, raw=True, own_only=in_place)
+    def __enter__(self) -> Sides:
+        return self
 
-    def _of_hashes(self, db: int, keys: Sequence[bytes], rule: Rule) -> Reading:
-        found, decoded = self._hashes.read(keys, db, rule)
-        for tick in found:
-            if tick.why is not None and not tick.gone:
-                yield Unread(db, tick.key, tick.why, True)
-        there = [tick for tick in found if not tick.gone and tick.why is None]
-        yield Part(
-            symbols=decoded.columns.get("symbol", []),
-            columns=_without_symbol(decoded.columns),
-            foreign=any(
-                found[row].symbol != symbol
-                for row, symbol in zip(decoded.rows, decoded.columns.get("symbol", []), strict=True)
-            ),
-            raw=[tick.flat for tick in there],
-            others=len(there) - len(decoded.rows),
-        )
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
-    def new(self, wanted: Wanted | None = None) -> Reading:
-        """Yield the ticks and bars of the target. Raises EndpointError."""
-        db = self._plan.target_db
-        everything = Plan.of_glob("*", db, target_db=db)
-        listing = Listing(self._target, everything)
-        try:
-            for page in listing.pages(everything.steps[0]):
-                named = [(key, role) for key in page.keys if (role := self._role(key)) is not None]
-                if not named:
-                    continue
-                self._target.select(db)
-                kinds = self._target.pipeline([("TYPE", key) for key, _role in named])
-                for (key, role), kind in zip(named, kinds, strict=True):
-                    if role.rule.kind == "ohlc":
-                        if wanted is None and role.source is not None:
-                            yield from self._of_bars(self._target, db, key, role.source, role.rule)
-                    elif kind == b"stream" and (wanted is None or wanted(role.symbol)):
-                        yield from self._of_stream(self._target, db, key, role.symbol, role.why)
-        finally:
-            listing.close()
+    def close(self) -> None:
+        """Close it. May be called twice."""
+        self._db.close()
 
-    def _role(self, key: bytes) -> _Role | None:
-        """Return what a key of the target is, if a rule of ticks or of OHLC can have written it."""
-        origins = [one for one in self._origins.of(key) if one.rule.kind in (*TICK_KINDS, "ohlc")]
-        for origin in origins:
-            if origin.key is not None:
-                return _Role(origin.rule, *symbol_of(origin.key, origin.rule), origin.key)
-        for origin in origins:
-            pattern = Pattern(origin.rule.target)
-            values = pattern.split(key)
-            if values is not None and "symbol" in pattern.names:
-                return _Role(origin.rule, *_decoded(values[pattern.names.index("symbol")]), None)
-        here = self._in_place.match(key)
-        if here is not None and here[1].kind in ("ticks", "ohlc") and here[2] == key and not here[1].skip:
-            return _Role(here[1], *symbol_of(key, here[1]), key)
+    def about(self, name: str) -> str | None:
+        """Return a value: "pending" is the phase that a way back leads to, until it is over."""
+        rows = list(self._db.execute("SELECT value FROM about WHERE name = ?", (name,)))
+        return None if not rows else str(rows[0][0])
+
+    def set_about(self, name: str, value: str | None) -> None:
+        """Write a value, or remove it."""
+        with self._db:
+            self._db.execute("DELETE FROM about WHERE name = ?", (name,))
+            if value is not None:
+                self._db.execute("INSERT INTO about VALUES(?,?)", (name, value))
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        with self._db:
+            self._db.execute("DELETE FROM side")
+
+    def find(self, old: Place) -> Held | None:
+        """Return what both sides of a pair held, None where they were not seen equal."""
+        rows = list(self._db.execute("SELECT stands, expire_ms FROM side WHERE old_db = ? AND old_key = ?", old))
+        return (bytes(rows[0][0]), int(rows[0][1])) if rows else None
+
+    def count(self) -> int:
+        """Return how many pairs are known."""
+        return int(next(iter(self._db.execute("SELECT count(*) FROM side")))[0])
+
+    def take(self, reader: Endpoint, twins: Twins, check: Callable[[], None]) -> list[Twin]:
+        """Look at all pairs, and put down what equal ones hold; return those that were not so at the last look."""
+        changed: list[Twin] = []
+        for page in twins.old_side():
+            check()
+            changed += self.look(reader, page)
+        return changed
+
+    def look(self, reader: Endpoint, some: Sequence[Twin]) -> list[Twin]:
+        """Look at these pairs; return those that were not what they were at the last look."""
+        changed: list[Twin] = []
+        for at in range(0, len(some), _AT_ONCE):
+            rows = []
+            for twin, held in _held(reader, some[at : at + _AT_ONCE]):
+                if held != self.find(twin.old):
+                    changed.append(twin)
+                if held is not None:
+                    rows.append((twin.old_db, twin.old_key, twin.new_key, *held))
+            with self._db:
+                self._db.executemany("INSERT OR REPLACE INTO side VALUES(?,?,?,?,?)", rows)
+        return changed
+
+
+def _held(reader: Endpoint, some: Sequence[Twin]) -> Iterable[tuple[Twin, Held | None]]:
+    """Yield what both sides of each pair hold, as of one moment, None where they are not equal."""
+    sizes = _sizes(reader, some)
+    small = [twin for twin, size in zip(some, sizes, strict=True) if size <= BIG_BYTES]
+    for twin, size in zip(some, sizes, strict=True):
+        if size > BIG_BYTES:
+            yield twin, _held_big(reader, twin)
+    if not small:
+        return
+    commands: list[Sequence[Argument]] = [("MULTI",)]
+    for side in ("old", "new"):
+        for twin in small:
+            db, key = twin.old if side == "old" else twin.new
+            commands += [("SELECT", db), ("DUMP", key), ("PEXPIRETIME", key)]
+    replies = reader.pipeline([*commands, ("EXEC",)])[-1]
+    reader.db = -1
+    if not isinstance(replies, list):  # a server before 7.0
+        for twin in small:
+            yield twin, _held_big(reader, twin)
+        return
+    for place, twin in enumerate(small):
+        one, other = replies[3 * place + 1 : 3 * place + 3], replies[3 * (place + len(small)) + 1 :][:2]
+        values = (*one, *other)
+        if any(isinstance(value, ReplyError) for value in values):
+            yield twin, _held_big(reader, twin)
+        elif one[0] is None or other[0] is None or one[1] != other[1]:
+            yield twin, None
+        else:
+            mine = digest(one[0])
+            yield twin, (mine, int(one[1])) if mine == digest(other[0]) else None
+
+
+def _held_big(reader: Endpoint, twin: Twin) -> Held | None:
+    found = content.read_together(reader, [twin.old, twin.new])
+    if found is None or found[0] is None or found[0] != found[1]:
         return None
-
-    def _of_bars(self, endpoint: Endpoint, db: int, key: bytes, source: bytes, rule: Rule) -> Reading:
-        """Yield the bars of a key; `source` is the name that it has or had among the old ones."""
-        if endpoint.db != db:
-            endpoint.select(db)
-        rest, why = symbol_of(source, rule)
-        if why is None:
-            try:
-                yield self._bars.read(endpoint, key, source, rest)
-                return
-            except EndpointError as error:
-                if error.facts.get("code") != "WRONGTYPE":
-                    raise
-                why = error.message
-        yield Unread(db, key, why)
-
-    def _of_stream(
-        self,
-        endpoint: Endpoint,
-        db: int,
-        key: bytes,
-        symbol: str,
-        why: str | None,
-        raw: bool = False,
-        own_only: bool = False,
-    ) -> Reading:
-        endpoint.select(db)
-        info = endpoint.pipeline([("XINFO", "STREAM", key)])[0]
-        if isinstance(info, ReplyError):
-            if info.code not in ("WRONGTYPE", "ERR"):
-                yield Unread(db, key, info.message)
-            elif info.code == "WRONGTYPE":
-                yield Unread(db, key, "is no stream")
-            return
-        length, end = info[info.index(b"length") + 1], info[info.index(b"last-generated-id") + 1]
-        start, count = b"-", min(_PAGE, slice_of(endpoint, key, length))
-        while page := self._page(endpoint, db, key, start, end, count):
-            start = b"(" + page[-1][0]
-            own = [one for one in page if not own_only or merged_identity(one[1]) is None]
-            if own:
-                yield self._part(key, own, symbol, why, raw)
-
-    def _page(self, endpoint: Endpoint, db: int, key: bytes, start: bytes, end: bytes, count: int) -> list[Any]:
-        if endpoint.db != db:  # whoever takes the parts may read elsewhere meanwhile
-            endpoint.select(db)
-        reply = endpoint.pipeline([("XRANGE", key, start, end, "COUNT", count)])[0]
-        return [] if isinstance(reply, ReplyError) else reply  # it became another type, or went away
-
-    def _part(self, key: bytes, page: list[Any], symbol: str, why: str | None, raw: bool) -> Part:
-        fields = [one[1] for one in page]
-        identities = [merged_identity(flat) for flat in fields]
-        merged = [identity for identity in identities if identity is not None]
-        plain = [flat if own is None else flat[:-2] for flat, own in zip(fields, identities, strict=True)]
-        kept = plain if raw else ()
-        told = [int.from_bytes(identity[:4] + identity[8:12], "little") for identity in merged]
-        if why is not None:
-            return Part([], {"ts_event_ns": []}, key, others=len(page), identities=told)
-        decoded = self._decoder.decode(plain, [symbol] * len(page), [_id_ns(one[0]) for one in page]).valid()
-        columns = decoded.columns
-        symbols, others = columns.get("symbol", []), len(page) - len(decoded.rows)
-        foreign = symbols.count(symbol) != len(symbols)
-        return Part(symbols, _without_symbol(columns), key, foreign, kept, others, told)
+    return content_digest(found[0]), -1 if found[0].expires_ms is None else found[0].expires_ms
 
 
-def of_tape(tape: Tape, symbols: Sequence[str] | None = None) -> Iterator[Part]:
-    """Yield the ticks of the tape that came from Redis; of some symbols only, if given."""
-    for batch in tape.batches(list(symbols) if symbols is not None else None, columns=_OF_TAPE):
-        source = batch.column("source").dictionary_decode().to_pylist()
-        kept = np.fromiter((one == SOURCE for one in source), bool, len(source))
-        if not kept.any():
-            continue
-        columns: dict[str, Any] = {}
-        for name in _OF_TAPE[1:-1]:
-            column = batch.column(name)
-            if name == "ts_event_ns":
-                columns[name] = column.to_numpy()[kept]
-            else:
-                columns[name] = column.cast("float64").to_numpy(zero_copy_only=False)[kept]
-        names = batch.column("symbol").dictionary_decode().to_pylist()
-        yield Part([name for name, one in zip(names, kept.tolist(), strict=True) if one], columns)
+def _sizes(reader: Endpoint, some: Sequence[Twin]) -> list[int]:
+    sizes = [0] * len(some)
+    for new in (False, True):
+        for db in dict.fromkeys((twin.new if new else twin.old)[0] for twin in some):
+            places = [at for at, twin in enumerate(some) if (twin.new if new else twin.old)[0] == db]
+            keys = [(some[at].new if new else some[at].old)[1] for at in places]
+            reader.select(db)
+            replies = reader.pipeline([("MEMORY", "USAGE", key, "SAMPLES", 1) for key in keys])
+            for at, reply in zip(places, replies, strict=True):
+                if isinstance(reply, ReplyError):
+                    raise EndpointError(f"MEMORY USAGE: {reply.message}", code=reply.code)
+                sizes[at] = max(sizes[at], reply or 0)
+    return sizes
 
 
-class _Role(NamedTuple):
-    """What a key of the target is: its rule, its symbol or why it has none, and its name among the old keys."""
-
-    rule: Rule
-    symbol: str
-    why: str | None
-    source: bytes | None
+def remove(path: Path) -> None:
+    """Remove the file, if it is there."""
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def _symbol(key: bytes, rule: Rule) -> str:
-    if rule.kind != "hash_ticks":
-        return symbol_of(key, rule)[0]
-    pattern = Pattern(rule.target)  # by the stream: a time in the key may hold colons of its own
-    values = pattern.split(stream_of(rule, key) or b"")
-    if values is None or "symbol" not in pattern.names:
-        return symbol_of(key, rule)[0]
-    return _decoded(values[pattern.names.index("symbol")])[0]
-
-
-def _decoded(symbol: bytes) -> tuple[str, str | None]:
-    try:
-        return symbol.decode(), None
-    except UnicodeDecodeError:
-        return "", f"symbol {key_text(symbol)} is not UTF-8, so the tape cannot name it"
-
-
-def _without_symbol(columns: dict[str, Any]) -> dict[str, Any]:
-    return {name: values for name, values in columns.items() if name != "symbol"} or {"ts_event_ns": []}
-
-
-def _id_ns(entry_id: bytes) -> int | None:
-    ms = parse_id(entry_id)[0]
-    return ms * 1_000_000 if _ID_MS_MIN <= ms < 9 * 10**12 else None
-
-
-__all__ = ["TICK_KINDS", "Names", "Part", "Reading", "Redis", "Unread", "names_of", "of_tape"]
+__all__ = ["Held", "Sides", "path_of", "remove"]
