@@ -48,6 +48,10 @@ _INSERT = (
     "INSERT INTO entry(rule, source_db, key, target, read, written, expire_ms, outcome, error, hash)"
     " VALUES(?,?,?,?,?,?,?,?,?,?)"
 )
+_INSERT_AT = (
+    "INSERT INTO entry(id, rule, source_db, key, target, read, written, expire_ms, outcome, error, hash)"
+    " VALUES(?,?,?,?,?,?,?,?,?,?,?)"
+)
 # A batch's id is that of its first entry: the batch of an entry is the last one that begins at or before it.
 _COLUMNS = """e.id, b.run, e.rule, r.step, e.source_db, e.key, e.target, e.read, e.written, e.expire_ms,
     CASE WHEN b.settled_ns IS NULL THEN 0 ELSE e.outcome END, e.error, b.settled_ns"""
@@ -292,7 +296,9 @@ class Ledger:
             for settled, changes in settle:
                 self._settle(settled, changes)
             self._db.execute("INSERT INTO batch(id, run) VALUES(?,?)", line)
-            self._db.executemany(_INSERT, rows)
+            if rows:  # SQLite gives the others the ids that follow; of those in packs it knows nothing
+                self._db.execute(_INSERT_AT, (batch, *rows[0]))
+                self._db.executemany(_INSERT, rows[1:])
 
         self._write(write)
         self._last_entry += len(rows)
