@@ -28,6 +28,7 @@ from onetape.migrate.ledger import REENCODED, Entry, Known, Ledger, Outcome, Row
 from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
 from onetape.migrate.remote.cluster import Cluster
 from onetape.migrate.remote.lane import CHANGED, Answer, ClusterReads, ClusterRestores, Item, Mark, RemoteLane
+from onetape.migrate.remote.payload import REFUSED_CONTENT, REFUSED_VERSION, told
 
 BATCH_KEYS = 100
 #: Batches on their way: while the client works at one, the source reads for some and the target restores others.
@@ -221,8 +222,10 @@ class RemoteCopier:
                 decided.outcomes[place], decided.errors[place] = decide.EXPIRED, _EXPIRED
                 changes[at] = decide.unwritten(row, decide.EXPIRED, _EXPIRED)
             else:
-                decided.outcomes[place], decided.errors[place] = decide.FAILED, answer.message
-                changes[at] = decide.unwritten(row, decide.FAILED, answer.message)
+                payload = reading.sources[place]
+                why = answer.message if not isinstance(payload, bytes) else _why(answer, payload)
+                decided.outcomes[place], decided.errors[place] = decide.FAILED, why
+                changes[at] = decide.unwritten(row, decide.FAILED, why)
         if again:
             batch.mine = mine
             self._go_again(batch, decided, again, answers, changes)
@@ -390,6 +393,11 @@ def _as_held(row: Row, source: Any, held: bytes) -> Row | None:
         return None
     written = digest(held)
     return None if written == row[4] else (*row[:5], written, row[6], row[7], REENCODED, row[9])
+
+
+def _why(refusal: ReplyError, payload: bytes) -> str:
+    of_value = REFUSED_CONTENT in refusal.message or REFUSED_VERSION in refusal.message
+    return told(refusal.message, payload) if of_value else refusal.message
 
 
 def _judge(lane: RemoteLane, target_db: int, entries: list[Entry]) -> list[Row | None]:

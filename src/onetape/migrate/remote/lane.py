@@ -51,7 +51,7 @@ class RemoteLane:
         self.source = source
         self.target = target
         self._target_db = target_db
-        self._reads = Lane(source, 0)
+        self.reads = Lane(source, 0)
         self._target_reads = ClusterReads(target) if isinstance(target, Cluster) else Lane(target, 0)
         self.restores = ClusterRestores(target) if isinstance(target, Cluster) else NodeRestores(target, target_db)
         self._careful = False
@@ -69,13 +69,13 @@ class RemoteLane:
     def send_read(self, batch: Batch) -> None:
         """Ask for all that is needed to decide the batch, under WATCH."""
         self._careful = batch.careful
-        self._reads.send_read(Batch(batch.db, batch.keys, batch.targets, batch.rules))
+        self.reads.send_read(Batch(batch.db, batch.keys, batch.targets, batch.rules))
         if batch.careful:
             self._target_reads.send_read(Batch(self._target_db, batch.targets, batch.targets, batch.rules))
 
     def receive_read(self) -> Reading:
         """Return the answers to send_read()."""
-        reading = self._reads.receive_read()
+        reading = self.reads.receive_read()
         if self._careful:
             held = self._target_reads.receive_read()
             reading.targets, reading.target_expiry = held.sources, held.source_expiry

@@ -21,6 +21,20 @@ def version_of(payload: bytes) -> int:
     return int.from_bytes(payload[-10:-8], "little")
 
 
+def told(refusal: str, payload: bytes) -> str:
+    """Return a server's refusal of a payload with what the payload is."""
+    kind = payload[0]
+    if kind in (6, 7):
+        name = "a value of a module, which the target has not loaded"
+    elif kind in (0xF5, 0xF6):
+        name = "a function library"
+    else:
+        name = f"a value of the format's type {kind}"
+    if REFUSED_VERSION in refusal:
+        name += f", of RDB version {version_of(payload)}"
+    return f"{refusal}: {name}"
+
+
 def sealed(content: bytes, version: int) -> bytes:
     """Return type byte and value with a footer of this version and the right checksum."""
     body = content + version.to_bytes(2, "little")
