@@ -194,9 +194,11 @@ def _cancel(task: weakref.ref[asyncio.Task[None]]) -> None:
 
 async def _attending(core: Core, pool: Any, wake: asyncio.Event) -> None:
     asked = attendant.attend(core)
+    task = asyncio.current_task()
+    assert task is not None
     try:
         step = next(asked)
-        while True:
+        while not task.cancelling():  # not every await of the client's lets a cancellation through
             if isinstance(step, Wait):
                 try:
                     async with asyncio.timeout(step.seconds):
