@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -19,6 +20,7 @@ from tests import legacy_keys
 import onetape
 from onetape.clock import now_ns, to_ns
 from onetape.embedded import EmbeddedServer
+from onetape.errors import EndpointError
 from onetape.migrate import Migration, Plan
 from onetape.migrate.close_look import CloseLook
 from onetape.migrate.conservation import Balance, Conservation
@@ -549,3 +551,67 @@ def test_a_real_day_of_trades_is_conserved(
     streamed = sum(float(row[2]) for at, row in enumerate(rows) if at % 50)
     assert found.totals["old"].volume >= streamed > 0
     assert found.totals["old"].volume == found.totals["tape"].volume
+
+
+def test_writers_that_write_both_sides_all_the_while_lose_nothing_in_it(server: EmbeddedServer) -> None:
+    client = legacy_keys.clients(server.port)
+    stop, written = threading.Event(), 0
+
+    def write() -> None:
+        nonlocal written
+        pipe = client[0].pipeline(transaction=False)
+        while not stop.is_set():
+            written += 1
+            ns = now_ns()
+            told = ("ticks:NSE:A", f"{ns // 1_000_000}-{written}", "ltp", written, "ltq", 1, "ts", ns)
+            for command in (("MULTI",), ("XADD", *told), ("SELECT", 1), ("XADD", *told), ("SELECT", 0), ("EXEC",)):
+                pipe.execute_command(*command)
+            pipe.execute()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(8):
+            before, until = written, now_ns() - 200_000_000
+            found = held(server, None, until_ns=until)
+            assert found.equal, told(found)
+            assert written > before
+    finally:
+        stop.set()
+        writer.join()
+    assert held(server, None).totals["old"].ticks == written
+
+
+@pytest.mark.parametrize("command", ["type", "xrange", "xinfo", "hgetall"])
+def test_a_user_who_may_not_read_proves_nothing(server: EmbeddedServer, moved: Clients, command: str) -> None:
+    moved[0].execute_command("ACL", "SETUSER", "reader", "on", ">p", "~*", "+@all", f"-{command}")
+    url = server.url.replace("://", "://reader:p@")
+    try:
+        with Endpoint.connect(url, writable=False) as endpoint, pytest.raises(EndpointError, match="NOPERM"):
+            conserve(endpoint, PLAN)
+    finally:
+        moved[0].execute_command("ACL", "DELUSER", "reader")
+
+
+def test_two_servers_as_one_are_compared_as_one(server: EmbeddedServer, tape: Tape, tmp_path: Path) -> None:
+    client = legacy_keys.clients(server.port)
+    ticks(client[0], "ticks:NSE:A", 30)
+    hash_ticks(client[2], "NSE:A", 10)
+    with EmbeddedServer() as other:
+        migration = Migration(
+            server.url,
+            target_url=other.url,
+            ledger_path=tmp_path / "l.db",
+            tape=tape,
+            report_dir=tmp_path,
+            checks=False,
+        )
+        assert migration.backfill().exit_code == 0
+        with (
+            Endpoint.connect(server.url, writable=False) as source,
+            Endpoint.connect(other.url, writable=False) as target,
+        ):
+            found = conserve(source, PLAN, tape, target=target)
+            assert (found.equal, found.totals["new"].ticks) == (True, 40)
+            redis.Redis(port=other.port, db=1).xtrim("ticks:historical:NSE:A", maxlen=9, approximate=False)
+            assert not conserve(source, PLAN, tape, target=target).conserved

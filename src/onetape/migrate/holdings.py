@@ -19,7 +19,8 @@ from onetape.migrate.ohlc_check import OhlcCheck
 from onetape.migrate.plain_reading import PlainReading
 from onetape.migrate.plan import Plan
 from onetape.migrate.report import key_text
-from onetape.migrate.tick_sides import Names, Part, Reading, Redis, Unread, Wanted, names_of, of_tape
+from onetape.migrate.tape_side import Names, names_of, of_tape
+from onetape.migrate.tick_sides import Part, Reading, Redis, Unread, Wanted
 from onetape.tape import Tape
 
 _IDENTITIES_MAX = 4_000_000

@@ -1,17 +1,19 @@
 """The plain reading: what entries of old keys add up to, read a second time by other code.
 
 The migrator's own decoder reads the old and the new keys and what is landed, so an error of it would agree with itself.
-This reading shares nothing with it: names of its own, the standard library's JSON and decimals, one entry at a time.
+This reading shares nothing with it: names of its own, the standard library's JSON, one entry at a time.
 Where it is not sure of an entry (two fields that could be the size, nested books) it proves nothing for the page.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from onetape.migrate import exact
 
@@ -72,7 +74,9 @@ class PlainReading:
 
     def totals(self, entries: Sequence[Sequence[bytes]]) -> Totals | None:
         """Return what the entries add up to, None if it is not sure of one of them."""
-        ticks = prices = sizes = 0
+        ticks = 0
+        prices: list[float] = []
+        sizes: list[float] = []
         ms: int | None = 0
         try:
             for flat in entries:
@@ -80,12 +84,14 @@ class PlainReading:
                 if price is None and not quoted:
                     continue
                 ticks += 1
-                prices += 0 if price is None else exact.units(price)
-                sizes += 0 if size is None else exact.units(size)
+                if price is not None:
+                    prices.append(price)
+                if size is not None:
+                    sizes.append(size)
                 ms = None if ms is None or time_ms is None else ms + time_ms
         except _Unsure:
             return None
-        return Totals(ticks, prices, sizes, ms)
+        return Totals(ticks, _total(prices), _total(sizes), ms)
 
     def _entry(
         self, names: Sequence[Any], values: Sequence[Any]
@@ -142,22 +148,26 @@ def _plain(name: Any) -> str:
 
 
 def _number(value: Any) -> float | None:
-    if value is None:
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", "replace")
+    elif value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (bytes, str, int, float)):
+    elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise _Unsure
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    else:
+        text = str(value)
     if not text:
         return None
-    if _NUMBER.fullmatch(text) is None or len(text) > 400:
+    if _NUMBER.fullmatch(text) is None:
         raise _Unsure
-    return _finite(float(Decimal(text)))
+    found = float(text)
+    if math.isinf(found):
+        raise _Unsure
+    return found
 
 
-def _finite(value: float) -> float:
-    if value in (float("inf"), float("-inf")):
-        raise _Unsure
-    return value
+def _total(values: list[float]) -> int:
+    return exact.sums(np.array(values), np.zeros(len(values), np.int64)).get(0, 0)
 
 
 def _ms(value: Any) -> int | None:

@@ -1,7 +1,7 @@
-"""Tick sides: the ticks and bars of the old keys, of the new keys and of the tape, read page by page.
+"""Tick sides: the ticks and bars of the old keys and of the new keys, read page by page.
 
 Old are the sources of the plan's rules for ticks and OHLC, as its listing finds them; new are the keys of the target
-that those rules can have written; of the tape, what came from Redis. Only reads. Memory is a page.
+that those rules can have written. Only reads. Memory is a page.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
-from onetape.errors import EndpointError, NameAmbiguous
+from onetape.errors import EndpointError
 from onetape.migrate.bar_values import BarPart, BarReader
 from onetape.migrate.content import slice_of
 from onetape.migrate.endpoint import Endpoint, ReplyError
@@ -24,13 +23,9 @@ from onetape.migrate.pattern import Pattern
 from onetape.migrate.plan import Plan, Rule
 from onetape.migrate.report import key_text
 from onetape.migrate.tick_fields import TickDecoder
-from onetape.migrate.ticks import SOURCE, symbol_of
-from onetape.tape import Tape
+from onetape.migrate.ticks import symbol_of
 
 TICK_KINDS = ("ticks", "hash_ticks")
-#: Columns of the tape that are compared, with the symbol and the source.
-_OF_TAPE = ("symbol", "ts_event_ns", "price", "size", "bid", "ask", "bid_size", "ask_size", "volume", "open_interest",
-            "side", "source")  # fmt: skip
 _PAGE = 5000
 _HASHES = 1000
 _ID_MS_MIN = 10**11  # an entry id below it (1973) was made up and tells no time
@@ -64,26 +59,6 @@ class Unread(msgspec.Struct, frozen=True):
 
 Reading = Iterator[Part | BarPart | Unread]
 Wanted = Callable[[str], bool]
-Names = Callable[[str], str]
-
-
-def names_of(tape: Tape | None) -> Names:
-    """Return what a symbol of Redis is called on the tape: an alias stands for the symbol it means."""
-    if tape is None:
-        return str
-    known: dict[str, str] = {}
-
-    def name(symbol: str) -> str:
-        found = known.get(symbol)
-        if found is None:
-            try:
-                found = tape.symbol_of(symbol, SOURCE) or symbol
-            except NameAmbiguous:
-                found = symbol
-            known[symbol] = found
-        return found
-
-    return name
 
 
 class Redis:
@@ -104,6 +79,7 @@ class Redis:
 
     def old(self, wanted: Wanted | None = None) -> Reading:
         """Yield the ticks and bars of the sources. Raises EndpointError."""
+        self._may_ask()
         plan, kinds = self._plan, TICK_KINDS if wanted is not None else (*TICK_KINDS, "ohlc")
         steps = tuple(dict.fromkeys(rule.step for rule in plan.rules if rule.kind in kinds and not rule.skip))
         listing = Listing(self._endpoint, plan, steps)
@@ -120,6 +96,12 @@ class Redis:
                         yield from self._of_rule(page.db, keys, rule)
         finally:
             listing.close()
+
+    def _may_ask(self) -> None:
+        """Raise EndpointError where the user may not run TYPE: the listing would then pass over every typed rule."""
+        reply = self._endpoint.pipeline([("TYPE", b"onetape:")])[0]
+        if isinstance(reply, ReplyError) and "command" in reply.message:
+            raise _refused(b"a key's type", reply)
 
     def _of_rule(self, db: int, keys: list[bytes], rule: Rule) -> Reading:
         if rule.kind == "hash_ticks":
@@ -165,6 +147,8 @@ class Redis:
                 self._target.select(db)
                 kinds = self._target.pipeline([("TYPE", key) for key, _role in named])
                 for (key, role), kind in zip(named, kinds, strict=True):
+                    if isinstance(kind, ReplyError):
+                        raise _refused(key, kind)
                     if role.rule.kind == "ohlc":
                         if wanted is None and role.source is not None:
                             yield from self._of_bars(self._target, db, key, role.source, role.rule)
@@ -217,10 +201,10 @@ class Redis:
         endpoint.select(db)
         info = endpoint.pipeline([("XINFO", "STREAM", key)])[0]
         if isinstance(info, ReplyError):
-            if info.code not in ("WRONGTYPE", "ERR"):
-                yield Unread(db, key, info.message)
-            elif info.code == "WRONGTYPE":
+            if info.code == "WRONGTYPE":
                 yield Unread(db, key, "is no stream")
+            elif "no such key" not in info.message:  # to read nothing here would look like there is nothing
+                raise _refused(key, info)
             return
         length, end = info[info.index(b"length") + 1], info[info.index(b"last-generated-id") + 1]
         start, count = b"-", min(_PAGE, slice_of(endpoint, key, length))
@@ -234,7 +218,11 @@ class Redis:
         if endpoint.db != db:  # whoever takes the parts may read elsewhere meanwhile
             endpoint.select(db)
         reply = endpoint.pipeline([("XRANGE", key, start, end, "COUNT", count)])[0]
-        return [] if isinstance(reply, ReplyError) else reply  # it became another type, or went away
+        if isinstance(reply, ReplyError):
+            if reply.code != "WRONGTYPE":
+                raise _refused(key, reply)
+            return []  # it became another type, or went away
+        return list(reply)
 
     def _part(self, key: bytes, page: list[Any], symbol: str, why: str | None, raw: bool) -> Part:
         fields = [one[1] for one in page]
@@ -250,24 +238,6 @@ class Redis:
         symbols, others = columns.get("symbol", []), len(page) - len(decoded.rows)
         foreign = symbols.count(symbol) != len(symbols)
         return Part(symbols, _without_symbol(columns), key, foreign, kept, others, told)
-
-
-def of_tape(tape: Tape, symbols: Sequence[str] | None = None) -> Iterator[Part]:
-    """Yield the ticks of the tape that came from Redis; of some symbols only, if given."""
-    for batch in tape.batches(list(symbols) if symbols is not None else None, columns=_OF_TAPE):
-        source = batch.column("source").dictionary_decode().to_pylist()
-        kept = np.fromiter((one == SOURCE for one in source), bool, len(source))
-        if not kept.any():
-            continue
-        columns: dict[str, Any] = {}
-        for name in _OF_TAPE[1:-1]:
-            column = batch.column(name)
-            if name == "ts_event_ns":
-                columns[name] = column.to_numpy()[kept]
-            else:
-                columns[name] = column.cast("float64").to_numpy(zero_copy_only=False)[kept]
-        names = batch.column("symbol").dictionary_decode().to_pylist()
-        yield Part([name for name, one in zip(names, kept.tolist(), strict=True) if one], columns)
 
 
 class _Role(NamedTuple):
@@ -300,9 +270,17 @@ def _without_symbol(columns: dict[str, Any]) -> dict[str, Any]:
     return {name: values for name, values in columns.items() if name != "symbol"} or {"ts_event_ns": []}
 
 
+def _refused(key: bytes, reply: ReplyError) -> EndpointError:
+    return EndpointError(
+        f"{key_text(key)} cannot be read: {reply.message}",
+        hint="whoever proves that nothing was lost must be able to read everything",
+        code=reply.code,
+    )
+
+
 def _id_ns(entry_id: bytes) -> int | None:
     ms = parse_id(entry_id)[0]
     return ms * 1_000_000 if _ID_MS_MIN <= ms < 9 * 10**12 else None
 
 
-__all__ = ["TICK_KINDS", "Names", "Part", "Reading", "Redis", "Unread", "names_of", "of_tape"]
+__all__ = ["TICK_KINDS", "Part", "Reading", "Redis", "Unread", "Wanted"]
