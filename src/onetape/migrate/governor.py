@@ -17,7 +17,7 @@ RESERVE_BYTES_MAX = 1024 * 1024 * 1024
 MACHINE_SHARE = 0.95
 #: The forecast counts from here on: before, what the server's buffers took weighs more than keys.
 FORECAST_KEYS_MIN = 20_000
-_KEY_BYTES = 500.0  # before any were measured
+_KEY_BYTES, _MEASURED_KEYS_MIN = 500.0, 2000  # before as many were measured
 _ON_THEIR_WAY = 1000  # keys that are sent, but perhaps not counted yet
 
 
@@ -57,7 +57,8 @@ class Governor:
         self._address = address
         self._first: Memory | None = None
         self._keys = self._since = 0
-        self._bytes = 0.0
+        self._bytes = self._measured = 0.0
+        self._held = self._grown = 0
         self._room: float | None = None
         self.forecast_bytes: int | None = None
 
@@ -74,15 +75,15 @@ class Governor:
 
     @property
     def _key_bytes(self) -> float:
-        return self._measured if self._keys >= FORECAST_KEYS_MIN else max(_KEY_BYTES, self._measured)
-
-    _measured = 0.0
+        return self._measured if self._keys >= _MEASURED_KEYS_MIN else _KEY_BYTES
 
     def look(self, info: dict[str, str], left: int = 0, size: int = 0) -> None:
         """Judge by what the server says; `left` keys are to go, `size` bytes come next. Raises MemoryShort."""
         now = Memory.of(info)
-        first = self._first = self._first or now
-        self._since, self._bytes = 0, 0.0
+        if self._first is None:
+            self._first, self._held = now, now.held
+        first = self._first
+        since, self._since, self._bytes = self._since, 0, 0.0
         if now.evicted > first.evicted:
             raise self._short(f"it evicted {now.evicted - first.evicted:,} keys since this began", now)
         if now.policy.startswith("allkeys-"):
@@ -90,9 +91,13 @@ class Governor:
         if now.limit is None:
             self._room = None
             return
+        if since:  # what grew while it stood still, others wrote
+            self._grown += now.held - self._held
+        self._held = now.held
         if self._keys:
-            self._measured = max(0.0, (now.held - first.held) / self._keys)
-        reserve = min(RESERVE_BYTES_MAX, int(now.limit * RESERVE_SHARE)) + _ON_THEIR_WAY * self._measured
+            self._measured = max(0.0, self._grown / self._keys)
+        on_their_way = _ON_THEIR_WAY * (self._measured if self._keys >= _MEASURED_KEYS_MIN else _KEY_BYTES)
+        reserve = min(RESERVE_BYTES_MAX, int(now.limit * RESERVE_SHARE)) + on_their_way
         self._room = max(0.0, now.limit - now.used - reserve)
         if self._room <= size:
             wanted = f", and the next {size:,} bytes would not fit" if self._room > 0 else ""

@@ -1,8 +1,9 @@
 """The throttle: how fast a copy may go, from what its server feels. It names the reason, always.
 
-The rate (keys a second) goes up in steps and down by a share, as TCP does it: doubled until something is felt for the
-first time, then one step more after each quiet look, and a third or half less after one that was not. What stands it
-still: an operator's pause, and the market's hours.
+The rate (keys a second) goes as TCP's does: doubled until something is felt for the first time; then a third or half
+less after each look that was not quiet, soon back to near where that was, and from there on in small steps. So one
+spike, which may not be the copy's, costs little, and many of them much. What stands it still: an operator's pause, and
+the market's hours.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ BATCH_KEYS_MIN, BATCH_KEYS_MAX = 10, 200
 LATENCY_MS_MIN = 0.1
 
 _STEP_SHARE, _STEP_MIN = 0.04, 500.0
+_NEAR = 0.9  # of the rate at which something was felt: up to here it is soon back
 _SLOWER, _MUCH_SLOWER = 0.7, 0.5
 
 
@@ -95,6 +97,7 @@ class Throttle:
 
     def __init__(self, settings: Settings) -> None:
         self._rate = RATE_FIRST
+        self._ceiling = 0.0
         self._felt_before = False
         self._quiet: list[float] = []
         self._quiet_ms: float | None = None
@@ -202,6 +205,8 @@ class Throttle:
         """Go slower or faster by what was seen. `used`: the rate was made use of since the last look."""
         worst, reason = self._worst(felt)
         if worst > 1.0:
+            # Felt again before it was back where it was: that was too much as well.
+            self._ceiling = self._rate if self._rate >= self._ceiling else (self._rate + self._ceiling) / 2
             self._rate = max(RATE_MIN, self._rate * (_MUCH_SLOWER if worst > 2.0 else _SLOWER))
             self._congested = self._slowed = reason
             self._felt_before = True
@@ -209,7 +214,10 @@ class Throttle:
         self._congested = None
         if not used or worst > 0.8:  # near enough
             return
-        step = self._rate if not self._felt_before else max(_STEP_MIN, self._rate * _STEP_SHARE)
+        if not self._felt_before:
+            step = self._rate
+        else:
+            step = max(_STEP_MIN, self._rate * _STEP_SHARE, (self._ceiling * _NEAR - self._rate) / 2)
         self._rate = min(RATE_MAX, self._rate + step)
         if self._rate >= RATE_MAX:
             self._slowed = None
