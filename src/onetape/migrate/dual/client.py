@@ -29,11 +29,11 @@ class Dual:
         self, pool: ConnectionPool, plan: Plan, *, on_unmapped: OnUnmapped, name: str, require_state: bool
     ) -> None:
         routes = Routes(plan)
-        encode = pool.get_encoder().encode  # type: ignore[no-untyped-call]
+        encode = pool.get_encoder().encode
         self.id = secrets.token_hex(6)
         self.name = name
         db = int(pool.connection_kwargs.get("db") or 0)
-        self.mapper = Mapper(routes, db, lambda value: bytes(encode(value)), on_unmapped)
+        self.mapper = Mapper(routes, db, encoding(encode), on_unmapped)
         self.exchange = Exchange(plan, self.mapper, routes, client=name or self.id, require_state=require_state)
         self.lanes = Lanes(pool, f"onetape-writer-{self.id}", self.exchange.forget)
         beat = Beat(self.exchange, self.id, name)
@@ -141,7 +141,7 @@ class DualRedis(redis.Redis):
 
     def client(self) -> DualRedis:
         """Return a client of the same pool with one connection of its own for what is not the plan's."""
-        return type(self)(connection_pool=self.connection_pool, single_connection_client=True, **self._dual_settings)  # type: ignore[misc]
+        return type(self)(connection_pool=self.connection_pool, single_connection_client=True, **self._dual_settings)
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Carry out a command; see the class."""
@@ -154,13 +154,7 @@ class DualRedis(redis.Redis):
             if EMPTY_RESPONSE in options:
                 return options[EMPTY_RESPONSE]
             raise
-        return self._called_back(args[0], reply, options)
-
-    def _called_back(self, name: Any, reply: Any, options: dict[str, Any]) -> Any:
-        for own in (EMPTY_RESPONSE, NEVER_DECODE, "keys"):
-            options.pop(own, None)
-        callbacks = self.response_callbacks
-        return callbacks[name](reply, **options) if name in callbacks else reply
+        return called_back(self.response_callbacks, args[0], reply, options)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> DualPipeline:
         """Return a pipeline; with keys of the plan in it, it is one transaction, whatever `transaction` says."""
@@ -171,6 +165,26 @@ class DualRedis(redis.Redis):
         if hasattr(self, "dual"):
             self.dual.close()
         super().close()
+
+
+def called_back(callbacks: Any, name: Any, reply: Any, options: dict[str, Any]) -> Any:
+    """Return a reply as redis-py's callback of the command makes it."""
+    callback = callbacks.get(name)
+    if callback is None:
+        return reply
+    if options:
+        for own in (EMPTY_RESPONSE, NEVER_DECODE, "keys"):
+            options.pop(own, None)
+    return callback(reply, **options)
+
+
+def encoding(encode: Callable[[Any], Any]) -> Callable[[Any], bytes]:
+    """Return a function that turns a key into the bytes that redis-py would send."""
+
+    def as_bytes(key: Any) -> bytes:
+        return key if type(key) is bytes else bytes(encode(key))
+
+    return as_bytes
 
 
 _OWN = ("plan", "on_unmapped", "name", "require_state")

@@ -354,7 +354,8 @@ def _compiled() -> dict[str, Command]:
     found = [_command(*line.split()) for line in _TABLE.splitlines() if line]
     for line in filter(None, _READS.splitlines()):
         head, _, names = line.partition(":")
-        found += [_command(name, *head.split(), "read") for name in names.split()]
+        keys, kind = head.split()
+        found += [_command(name, keys, kind, "read") for name in names.split()]
     found += [_command(name, "-", "-", "plain") for name in _PLAIN.split()]
     return {command.name: command for command in found}
 

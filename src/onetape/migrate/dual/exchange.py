@@ -21,10 +21,12 @@ from redis.exceptions import ExecAbortError, WatchError
 
 from onetape.clock import now_ns
 from onetape.errors import PhaseRefused, StateMoved
+from onetape.migrate.dual.commands import word
 from onetape.migrate.dual.known import Known, Pair, pair
 from onetape.migrate.dual.look import big_ones, first_look, judge, second_look
 from onetape.migrate.dual.mapping import Mapped, Mapper, Part
-from onetape.migrate.dual.weave import Facts, Look, Woven, alike, field_of, renamed, sides, weave
+from onetape.migrate.dual.weave import Check, Facts, Look, Woven, alike, field_of, renamed, side_read, sides, weave
+from onetape.migrate.endpoint import pack
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
 from onetape.migrate.routes import Route, Routes
@@ -99,7 +101,11 @@ class Exchange:
         self._require = require_state
         self._lock = threading.Lock()
         self.beat: Callable[[], bytes | None] = lambda: None
-        self._names_packed: tuple[bytes, bytes, bytes] | None = None
+        self._head, self._tail = pack("MULTI"), pack("EXEC")
+        self._get = pack("GET", self.names.state)
+        self._tail += pack("WATCH", self.names.state) + self._get
+        self._select = {db: pack("SELECT", db) for db in (*routes.dbs, self.names.db)}
+        self._home = self._select[self.names.db]
 
     # What is known of the state
 
@@ -148,14 +154,6 @@ class Exchange:
             lane.raw, lane.state, lane.noted = raw, state, True
 
     # Packets
-
-    def _packets(self, lane: Wire) -> tuple[bytes, bytes, bytes]:
-        packed = self._names_packed
-        if packed is None:
-            watch = lane.pack("WATCH", self.names.state) + lane.pack("GET", self.names.state)
-            packed = (lane.pack("MULTI"), lane.pack("EXEC") + watch, lane.pack("EXEC"))
-            self._names_packed = packed
-        return packed
 
     def arm(self, lane: Wire) -> Steps:
         """Make a lane watch the state, in the target database."""
@@ -213,40 +211,49 @@ class Exchange:
                 if attempt:
                     yield random.uniform(0, 0.002 * attempt)
                 continue
-            mine = self._settle(todo, woven, replies, generation, phase)
             self._count(todo, woven, looked)
-            self.note(lane, raw)
-            if isinstance(mine, tuple):
-                mine, wrong, why = mine
-                yield from self.heal(lane, wrong, why)
-            return mine
+            return (yield from self._finish(lane, todo, woven, replies, raw, generation, phase))
         raise StateMoved(
             f"the migration's state changed {ATTEMPTS} times while one command was sent", hint="nothing was written"
         )
 
     def _commit(self, lane: Wire, woven: Woven) -> Steps:
         """Send a transaction; return EXEC's reply, None where it was not carried out, and the state after it."""
-        multi, tail, _ = self._packets(lane)
         beat = self.beat()
         lane.armed = False
-        packed = multi + woven.packed + tail
+        packed = self._head + woven.packed + self._tail
         if beat is not None:
             packed += beat
-        replies = yield Send(packed, 1 + woven.count, 1, 2 if beat is None else 3)
-        done = replies[1 + woven.count]
-        raw = replies[3 + woven.count]
-        if isinstance(raw, Exception) or isinstance(replies[2 + woven.count], Exception):
-            raise raw if isinstance(raw, Exception) else replies[2 + woven.count]
+        replies = yield Send(packed, 1 + woven.length, 1, 2 if beat is None else 3)
+        return self._committed(lane, woven, replies)
+
+    def _committed(self, lane: Wire, woven: Woven, replies: list[Any]) -> tuple[list[Any] | None, bytes | None]:
+        done = replies[1 + woven.length]
+        raw = replies[3 + woven.length]
+        if isinstance(raw, Exception) or isinstance(replies[2 + woven.length], Exception):
+            raise raw if isinstance(raw, Exception) else replies[2 + woven.length]
         lane.armed = True
         if isinstance(done, Exception):
             self.note(lane, raw)
-            refused = next((reply for reply in replies[: 1 + woven.count] if isinstance(reply, Exception)), None)
+            refused = next((reply for reply in replies[: 1 + woven.length] if isinstance(reply, Exception)), None)
             if refused is not None and isinstance(done, ExecAbortError):
                 raise refused
             raise done
         if done is None:
             self.note(lane, raw)
         return done, raw
+
+    def _finish(
+        self, lane: Wire, parts: Sequence[Part], woven: Woven, replies: list[Any], raw: bytes | None,
+        generation: int, phase: Phase,
+    ) -> Steps:  # fmt: skip
+        """Look at the replies of a transaction that was carried out, and repair what is not equal after it."""
+        mine = self._settle(parts, woven, replies, generation, phase)
+        self.note(lane, raw)
+        if isinstance(mine, tuple):
+            mine, wrong, why = mine
+            yield from self.heal(lane, wrong, why)
+        return mine
 
     def _settle(
         self, parts: Sequence[Part], woven: Woven, replies: list[Any], generation: int, phase: Phase
@@ -430,7 +437,7 @@ class Exchange:
         facts = Facts(phase, self.names.db, lane.frozen, lane.resp3, self.known, {})
         woven = weave(parts, facts, lane.pack)
         # One packet, no transaction: what stands between is the server's affair, as in any pipeline.
-        replies = yield Send(woven.packed + lane.pack("GET", self.names.state), 0, woven.count, 1)
+        replies = yield Send(woven.packed + lane.pack("GET", self.names.state), 0, woven.length, 1)
         if isinstance(replies[-1], Exception):
             raise replies[-1]
         return [replies[at] for at in woven.replies], replies[-1]
@@ -465,14 +472,114 @@ class Exchange:
         """
         lane.decodes = decode
         part = mapped.parts[0]
+        if lane.armed and part.form == "both" and len(mapped.parts) == 1 and not part.ask_type:
+            if part.reads:
+                found, reply = yield from self._read_quickly(lane, part)
+            else:
+                found, reply = yield from self._write_quickly(lane, part)
+            if found:
+                if isinstance(reply, Exception):
+                    raise reply
+                assert part.command is not None
+                return self.joined(mapped, [reply]) if part.command.names else reply
         if mapped.reads and part.form != "pass":
-            replies = yield from self.read(lane, mapped)
+            replies = yield from self._follow(lane, mapped)
         else:
             wait = _timeout(part) if len(mapped.parts) == 1 else None
             replies = yield from self.write(lane, mapped.parts)
             if wait is not None:
                 replies = yield from self._wait(lane, mapped, replies, wait)
         return self.joined(mapped, replies)
+
+    def _write_quickly(self, lane: Wire, part: Part) -> Steps:
+        """Do what write() does, for the usual case: one command, given to both sides. (False, None) for another."""
+        state = lane.state
+        if state is None or not state.phase.both_written:
+            return False, None
+        way, written, known, generation = part.way, part.written(), self.known, self.known.generation
+        if way != "set" and not (way == "relative" and lane.frozen):
+            usual = way == "same" or (lane.frozen and way in ("timed", "expire"))
+            if not usual or not all(key.route in known for key in part.keys):
+                return False, None
+        phase = state.phase
+        home = self.names.db
+        old_db, old = part.on("old")
+        new_db, new = part.on("new")
+        if old_db == home or new_db != home or (part.command is not None and part.command.timeout is not None):
+            return False, None
+        if phase.new_is_truth:
+            own, other = 0, 2
+            packed = lane.pack(*new) + self._select[old_db] + lane.pack(*old) + self._home
+        else:
+            own, other = 1, 3
+            packed = self._select[old_db] + lane.pack(*old) + self._home + lane.pack(*new)
+        beat = self.beat()
+        packed = self._head + packed + self._tail
+        lane.armed = False
+        if beat is None:
+            replies = yield Send(packed, 5, 1, 2)
+        else:
+            replies = yield Send(packed + beat, 5, 1, 3)
+        done, raw = replies[5], replies[7]
+        if type(done) is list and raw == lane.raw and done[own] == done[other]:
+            lane.armed = True
+            self.counts.writes += 1
+            if way in ("set", "relative"):
+                known.add(written, generation)
+            return True, done[own]
+        woven = Woven(b"", 4, (own,), (Check(0, other, "alike", tuple(written)),), tuple(written), (), 0)
+        done, raw = self._committed(lane, woven, replies)
+        if done is None:
+            self.counts.again += 1
+            return False, None
+        self._count((part,), woven, {})
+        return True, (yield from self._finish(lane, (part,), woven, done, raw, generation, phase))[0]
+
+    def _read_quickly(self, lane: Wire, part: Part) -> Steps:
+        """Do what read() does, for the usual case. (False, None) for another."""
+        phase = _phase_of(lane)
+        if phase is Phase.READS_SWITCHED or (part.command is not None and part.command.names):
+            return False, None
+        db, args = part.on(side_read(phase))
+        if db == self.names.db:
+            replies = yield Send(lane.pack(*args) + self._get, 0, 1, 1)
+            reply = replies[0]
+        else:
+            replies = yield Send(self._select[db] + lane.pack(*args) + self._home + self._get, 1, 1, 2)
+            reply = replies[1]
+        if replies[-1] != lane.raw:
+            if isinstance(replies[-1], Exception):
+                raise replies[-1]
+            self.note(lane, replies[-1])
+            return False, None
+        self.counts.reads += 1
+        return True, reply
+
+    def _follow(self, lane: Wire, mapped: Mapped) -> Steps:
+        """Read; a read that blocks (XREAD) looks once a second whether the phase is still the same."""
+        part = mapped.parts[0]
+        at = block_at(part.args) if part.command is not None and part.command.name == "XREAD" else None
+        if at is None or part.form != "both" or len(mapped.parts) > 1:
+            return (yield from self.read(lane, mapped))
+        args = list(part.args)
+        try:
+            left_ms = int(args[at])
+        except (TypeError, ValueError):
+            return (yield from self.read(lane, mapped))  # the server says what is wrong with it
+        for key in part.keys:
+            if word(args[key.at + len(part.keys)]) == "$":  # from now on: once for all looks
+                newest = self.mapper.map(("XREVRANGE", part.args[key.at], "+", "-", "COUNT", 1))
+                found = (yield from self.read(lane, newest)) if newest is not None else [None]
+                if isinstance(found[0], Exception):
+                    raise found[0]
+                args[key.at + len(part.keys)] = found[0][0][0] if found[0] else "0-0"
+        until = time.monotonic() + left_ms / 1000 if left_ms > 0 else None
+        while True:
+            args[at] = _BLOCK_MS if until is None else min(_BLOCK_MS, max(1, int((until - time.monotonic()) * 1000)))
+            one = Part(part.command, tuple(args), part.db, part.form, part.way, part.given, part.keys)
+            replies = yield from self.read(lane, Mapped((one,)))
+            if replies[0] is not None or (until is not None and time.monotonic() >= until):
+                return replies
 
     def _wait(self, lane: Wire, mapped: Mapped, replies: list[Any], timeout_s: float) -> Steps:
         """Try again until there is something to take, or the time is over. It costs a look at every 1 to 50 ms."""
@@ -543,13 +650,21 @@ def _timeout(part: Part) -> float | None:
     try:
         if command.timeout is not None:
             return float(part.args[command.timeout])
-        if command.name == "XREADGROUP":
-            words = [arg.upper() if isinstance(arg, str) else bytes(arg).upper().decode("latin-1")
-                     if isinstance(arg, bytes) else "" for arg in part.args]  # fmt: skip
-            if "BLOCK" in words[: words.index("STREAMS")]:
-                return float(part.args[words.index("BLOCK") + 1]) / 1000
+        if command.name == "XREADGROUP" and (at := block_at(part.args)) is not None:
+            return float(part.args[at]) / 1000
     except (ValueError, IndexError, TypeError):
         return None
+    return None
+
+
+def block_at(args: Sequence[Any]) -> int | None:
+    """Return where an XREAD or XREADGROUP says how long it blocks, None where it does not."""
+    for at, arg in enumerate(args[:-1]):
+        name = word(arg)
+        if name == "STREAMS":
+            return None
+        if name == "BLOCK" and at:
+            return at + 1
     return None
 
 

@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from redis.connection import ConnectionPool
+import hiredis
+from redis.connection import ConnectionPool, HiredisRespSerializer
 from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError, TimeoutError
 
 from onetape.migrate.dual.exchange import Send, Steps
 from onetape.migrate.state import State
 
+#: Types of replies that need no second look: all but errors, messages that the server pushes, and that bytes miss.
+_USUAL = frozenset((bytes, str, int, list, type(None), float, dict, set, bool))
 
-class Lane:
-    """One connection. For one thread at a time."""
 
-    def __init__(self, connection: Any, resp3: bool) -> None:
+class Track:
+    """What is known of one connection, and how its commands are packed: for sync and asyncio alike."""
+
+    def __init__(self, connection: Any, packs: bool) -> None:
         self.connection = connection
         self.armed = False
         self.noted = False
@@ -27,18 +31,41 @@ class Lane:
         self.state: State | None = None
         self.greeted = False
         self.frozen = False
-        self.resp3 = resp3
+        self.resp3 = str(connection.get_protocol()) == "3"
         self.watching = False
         self.decodes = True
-        connection.register_connect_callback(self._connected)
+        self._packs = packs  # redis-py's way to hiredis takes longer than hiredis
+        connection.register_connect_callback(self.connected)
 
-    def _connected(self, _connection: Any) -> None:
+    def connected(self, _connection: Any) -> None:
+        """Take in that this is a new connection, of which the server knows nothing yet."""
         self.armed = self.greeted = self.noted = self.watching = False
 
     def pack(self, *args: Any) -> bytes:
         """Return a command packed."""
+        if self._packs and " " not in (args[0] if type(args[0]) is str else " "):
+            try:
+                done: bytes = hiredis.pack_command(args)
+                return done
+            except TypeError:
+                pass
         packed: list[bytes] = self.connection.pack_command(*args)
         return packed[0] if len(packed) == 1 else b"".join(packed)
+
+    def usual(self, reply: Any) -> bool:
+        """Return whether a reply that has arrived is one to hand on. Raises it where it is the connection's end."""
+        if type(reply) in _USUAL or isinstance(reply, ResponseError):
+            return True
+        if isinstance(reply, Exception):
+            raise reply
+        return False
+
+
+class Lane(Track):
+    """One connection. For one thread at a time."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection, isinstance(getattr(connection, "_command_packer", None), HiredisRespSerializer))
 
     def ready(self) -> None:
         """Connect, and look that the connection is alive; a new one is not armed."""
@@ -84,15 +111,30 @@ class Lane:
             connection.send_packed_command([send.packed], check_health=False)
             read, decodes = connection.read_response, self.decodes
             before, last = send.before, send.before + send.decoded
+            gets = None
             for at in range(last + send.after):
+                decoded = decodes and before <= at < last
+                if gets is not None:
+                    reply = gets() if decoded else gets(False)
+                    if type(reply) in _USUAL or self.usual(reply):
+                        replies.append(reply)
+                        continue
+                    if isinstance(reply, hiredis.PushNotification):
+                        connection._parser.handle_push_response(reply)
                 try:
-                    replies.append(read(disable_decoding=not (decodes and before <= at < last)))
+                    replies.append(read(disable_decoding=not decoded))
                 except ResponseError as error:
                     replies.append(error)
+                gets = reader_of(connection)
         except BaseException:
             self.drop()
             raise
         return replies
+
+
+def reader_of(connection: Any) -> Callable[..., Any] | None:
+    """Return how to read replies that have arrived, None where redis-py reads them in Python."""
+    return getattr(getattr(getattr(connection, "_parser", None), "_reader", None), "gets", None)
 
 
 class Lanes:
@@ -124,11 +166,14 @@ class Lanes:
         kwargs = dict(self._pool.connection_kwargs)
         kwargs["client_name"] = kwargs.get("client_name") or self._name
         connection = self._pool.connection_class(**kwargs)
-        return Lane(connection, str(connection.get_protocol()) == "3")
+        return Lane(connection)
 
     def give(self, lane: Lane) -> None:
-        """Take a lane back."""
-        self._free.append(lane)
+        """Take a lane back; it is closed if the client was closed meanwhile."""
+        if lane in self._all:
+            self._free.append(lane)
+        else:
+            lane.drop()
 
     def close(self) -> None:
         """Close all lanes."""
@@ -137,4 +182,4 @@ class Lanes:
             lane.drop()
 
 
-__all__ = ["Lane", "Lanes"]
+__all__ = ["Lane", "Lanes", "Track", "reader_of"]

@@ -59,10 +59,15 @@ class Part:
         """Return the database and the arguments of this command on one side."""
         names = self._names
         if names is None:
-            old, new = list(self.args), list(self.args)
-            for at, route, _ in self.keys:
-                old[at], new[at] = route.old_key, route.new_key
             first = self.keys[0].route
+            args = self.args
+            if len(self.keys) == 1 and self.keys[0].at == 1:
+                old: Sequence[Any] = (args[0], first.old_key, *args[2:])
+                new: Sequence[Any] = (args[0], first.new_key, *args[2:])
+            else:
+                old, new = list(args), list(args)
+                for at, route, _ in self.keys:
+                    old[at], new[at] = route.old_key, route.new_key
             names = self._names = (first.old_db, old, first.new_db, new)
         return (names[0], names[1]) if side == "old" else (names[2], names[3])
 

@@ -30,6 +30,11 @@ class DualPipeline(Pipeline):
         self._lane: Lane | None = None
         super().__init__(connection_pool, callbacks, transaction, shard_hint)
 
+    @property
+    def exchange(self) -> Exchange:
+        """What the client knows."""
+        return self._owner.dual.exchange
+
     def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Carry out a command at once: WATCH, or what is asked after it and before multi()."""
         dual = self._owner.dual
@@ -101,9 +106,8 @@ class DualPipeline(Pipeline):
     def reset(self) -> None:  # type: ignore[override]
         """Forget what was queued and watched."""
         self._release()
-        if getattr(self, "_lane", None) is None and self.connection is None:
-            self.watching = False
-        super().reset()
+        if getattr(self, "connection_pool", None) is not None:
+            super().reset()
 
     def _release(self) -> None:
         lane = getattr(self, "_lane", None)
@@ -161,7 +165,7 @@ def answers(
     pipeline: Any, stack: list[Queued], mapped: list[Mapped | None], replies: list[Any], raise_on_error: bool
 ) -> list[Any]:
     """Return the reply to each queued command as redis-py would, or raise the first error."""
-    exchange: Exchange = pipeline._owner.dual.exchange
+    exchange: Exchange = pipeline.exchange
     found: list[Any] = []
     at = 0
     for one in mapped:

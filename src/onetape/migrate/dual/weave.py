@@ -104,7 +104,7 @@ class Woven(NamedTuple):
     """
 
     packed: bytes
-    count: int
+    length: int
     replies: tuple[int, ...]
     checks: tuple[Check, ...]
     equal: tuple[Route, ...]

@@ -1,0 +1,127 @@
+"""The lane of an asyncio client, and the pool of them; see lane.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+from redis.asyncio.connection import ConnectionPool
+from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError, TimeoutError
+
+from onetape.migrate.dual.exchange import Send, Steps
+from onetape.migrate.dual.lane import Track, reader_of
+
+
+class AsyncLane(Track):
+    """One connection. For one task at a time."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection, type(connection).pack_command.__module__ == "redis.asyncio.connection")
+
+    async def ready(self) -> None:
+        """Connect, and look that the connection is alive; a new one is not armed."""
+        connection = self.connection
+        if connection.should_reconnect():
+            await self.drop()
+        await connection.connect()
+        try:
+            if await connection.can_read():
+                raise ConnectionError("Connection has data")
+        except (ConnectionError, TimeoutError, OSError):
+            await self.drop()
+            await connection.connect()
+        await connection.check_health()
+
+    async def drop(self) -> None:
+        """Close the connection."""
+        self.armed = False
+        await self.connection.disconnect(nowait=True)
+
+    async def run(self, steps: Steps) -> Any:
+        """Carry out steps and return what they return."""
+        try:
+            asked = next(steps)
+            while True:
+                if isinstance(asked, Send):
+                    answer = await self.exchange(asked)
+                else:
+                    await asyncio.sleep(asked)
+                    answer = []
+                asked = steps.send(answer)
+        except StopIteration as done:
+            return done.value
+
+    async def exchange(self, send: Send) -> list[Any]:
+        """Send packed commands and return their replies, errors in place. Cancelled, it closes the connection."""
+        connection = self.connection
+        if not connection.is_connected:  # it would connect by itself, without being armed
+            self.armed = False
+            raise ConnectionError("the connection was lost")
+        replies: list[Any] = []
+        try:
+            await connection.send_packed_command(send.packed, check_health=False)
+            read, decodes = connection.read_response, self.decodes
+            before, last = send.before, send.before + send.decoded
+            gets = None
+            for at in range(last + send.after):
+                decoded = decodes and before <= at < last
+                if gets is not None:
+                    reply = gets() if decoded else gets(False)
+                    if self.usual(reply):
+                        replies.append(reply)
+                        continue
+                    if isinstance(reply, hiredis.PushNotification):
+                        await connection._parser.handle_push_response(reply)
+                try:
+                    replies.append(await read(disable_decoding=not decoded))
+                except ResponseError as error:
+                    replies.append(error)
+                gets = reader_of(connection)
+        except BaseException:
+            await self.drop()
+            raise
+        return replies
+
+
+class AsyncLanes:
+    """The lanes of a client of one event loop, each for one task at a time; `limit` bounds how many there are."""
+
+    def __init__(self, pool: ConnectionPool, name: str, lost: Callable[[], None]) -> None:
+        self._pool, self._name, self._lost = pool, name, lost
+        self._free: list[AsyncLane] = []
+        self._all: list[AsyncLane] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.limit = int(pool.max_connections)
+
+    def take(self) -> AsyncLane:
+        """Return a lane. Raises MaxConnectionsError."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # connections belong to the loop they were made in
+            if self._loop is not None:
+                self._lost()
+            self._free, self._all, self._loop = [], [], loop
+        if self._free:
+            return self._free.pop()
+        if len(self._all) >= self.limit:
+            raise MaxConnectionsError("Too many connections")
+        kwargs = dict(self._pool.connection_kwargs)
+        kwargs["client_name"] = kwargs.get("client_name") or self._name
+        lane = AsyncLane(self._pool.connection_class(**kwargs))
+        self._all.append(lane)
+        return lane
+
+    def give(self, lane: AsyncLane) -> None:
+        """Take a lane back, unless it is another loop's or the client was closed meanwhile."""
+        if lane in self._all:
+            self._free.append(lane)
+
+    async def close(self) -> None:
+        """Close all lanes."""
+        lanes, self._all, self._free = self._all, [], []
+        for lane in lanes:
+            await lane.drop()
+
+
+__all__ = ["AsyncLane", "AsyncLanes"]
