@@ -9,13 +9,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from onetape.errors import EndpointError
+from onetape.migrate import dump
 from onetape.migrate.decide import SLACK_BEFORE_7_MS
+from onetape.migrate.dump import SEAL_BYTES
 from onetape.migrate.endpoint import Endpoint, ReplyError, pack
+from onetape.migrate.pack import Sealed
 
 Pair = tuple[bytes, bytes]  # source key, target key
 _FOOTER_BYTES = 10
 
 EQUAL, DIFFERENT, NO_SOURCE, NO_TARGET, EXPIRY, BIG = b"=", b"d", b"s", b"t", b"x", b"B"
+#: Equal too, where seals are asked for, but of a type that has none.
+UNSEALED = b"u"
 
 # A server works off all that one client has sent before it turns to the next one: small calls, and few of them
 # at a time, keep its other clients' waits near a millisecond. Pages of 1,000 keys were no faster, and tripled them.
@@ -53,6 +58,21 @@ for i = 1, n do
 end
 return table.concat(out)
 """
+# The same, and of equal pairs the seal (see dump.py) and the expiry.
+_SEALING = (
+    _SCRIPT.replace("out = #KEYS / 2, {}", "out, seals, sealed_ms = #KEYS / 2, {}, {}, {}")
+    .replace(
+        "~= expiries[i] then code = 'x' end",
+        f"""~= expiries[i] then code = 'x'
+    elseif unsealed[string.byte(dump)] then code = 'u'
+    else
+      seals[#seals + 1] = string.sub(dump, -{SEAL_BYTES})
+      sealed_ms[#sealed_ms + 1] = expiries[i]
+    end""",
+    )
+    .replace("return table.concat(out)", "return {table.concat(out), table.concat(seals), sealed_ms}")
+)
+_SEALING = f"local unsealed = {{{', '.join(f'[{kind}] = true' for kind in dump.UNSEALED)}}}\n{_SEALING}"
 
 
 class Request(NamedTuple):
@@ -66,14 +86,15 @@ class Comparer:
     """Compares pairs between two databases of one server. Works on an endpoint that cannot write.
 
     `in_server`: whether a script does it (as long as the server lets one run); else both sides' DUMPs come
-    here, which takes longer.
+    here, which takes longer. `sealing`: the script tells the seals of equal pairs too.
     """
 
-    def __init__(self, endpoint: Endpoint, in_server: bool = True) -> None:
+    def __init__(self, endpoint: Endpoint, in_server: bool = True, *, sealing: bool = False) -> None:
         self._endpoint = endpoint
+        self._sealing = sealing
         self._sha: bytes | None = None
         if in_server:
-            reply = endpoint.pipeline([("SCRIPT", "LOAD", _SCRIPT)])[0]
+            reply = endpoint.pipeline([("SCRIPT", "LOAD", _SEALING if sealing else _SCRIPT)])[0]
             self._sha = reply if isinstance(reply, bytes) and endpoint.version >= (7, 0) else None
 
     @property
@@ -96,15 +117,25 @@ class Comparer:
         if any(isinstance(reply, ReplyError) for reply in replies):
             self._sha = None  # scripts flushed, forbidden or cut short
             return None
-        return b"".join(replies)
+        return b"".join([reply[0] for reply in replies] if self._sealing else replies)
+
+    def sealed(self, replies: Sequence[Any]) -> list[Sealed]:
+        """Return the seals and expiries of the EQUAL pairs in the replies to a request, in their order."""
+        found: list[Sealed] = []
+        for _codes, seals, expiries in replies:
+            each = [seals[at : at + SEAL_BYTES] for at in range(0, len(seals), SEAL_BYTES)]
+            found += zip(each, expiries, strict=True)
+        return found
 
     def codes(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> bytes:
-        """Return one code a pair: EQUAL, DIFFERENT, NO_SOURCE, NO_TARGET, EXPIRY or BIG. Raises EndpointError."""
+        """Return one code a pair: EQUAL, DIFFERENT, NO_SOURCE, NO_TARGET, EXPIRY or BIG; no seals. Raises
+        EndpointError.
+        """
         request = self.request(source_db, target_db, pairs)
         if request is not None:
             found = self.answer(self._endpoint.exchange(*request))
             if found is not None:
-                return found
+                return found.replace(UNSEALED, EQUAL)
         return b"".join(self._by_dumps(source_db, target_db, pairs))
 
     def _by_dumps(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> Iterator[bytes]:
@@ -133,9 +164,7 @@ class Comparer:
         # Two servers' clocks: what is left on either is added to its own time.
         apart_ms = 0 if exact else _ms(replies[1]) - _ms(replies[half + 1])
         slack_ms = 0 if exact else SLACK_BEFORE_7_MS
-        return [
-            _code(here[i], there[i], here[i + 1], there[i + 1], apart_ms, slack_ms) for i in range(0, len(here), 2)
-        ]
+        return [_code(here[i], there[i], here[i + 1], there[i + 1], apart_ms, slack_ms) for i in range(0, len(here), 2)]
 
 
 def _ms(time: Sequence[bytes]) -> int:

@@ -14,13 +14,15 @@ from hashlib import blake2b
 DIGEST_BYTES = 16
 _FOOTER_BYTES = 10
 #: Bytes of a seal: see seal().
-SEAL_BYTES = 18
+SEAL_BYTES = _FOOTER_BYTES
 
 # Types in which elements follow one another as encoded strings in the order of a hash table, and how many
 # strings make an element. 22 is Valkey's hash with an expiry of eight bytes after each pair; 24 is Redis
 # 7.4's, with eight bytes of the least expiry before the length and an encoded number before each pair.
 _SET, _HASH, _HASH_VALKEY_EXPIRY, _HASH_REDIS_EXPIRY = 2, 4, 22, 24
 _TABLES = bytes([_SET, _HASH, _HASH_VALKEY_EXPIRY, _HASH_REDIS_EXPIRY])
+#: First bytes of the payloads that have no seal.
+UNSEALED = _TABLES
 
 
 def digest(payload: bytes) -> bytes:
@@ -31,17 +33,13 @@ def digest(payload: bytes) -> bytes:
 
 
 def seal(payload: bytes) -> bytes:
-    """Return 18 bytes that stand for a payload and cost nothing: its footer (RDB version, CRC-64) and its length.
+    """Return 10 bytes that stand for a payload and cost nothing: its footer, RDB version and CRC-64.
 
-    A server's script can give it without sending the payload. Not for the types whose elements come in a hash
-    table's order (see has_seal), nor across servers that write different RDB versions: then no seal is equal.
+    A server's script can give it without sending the payload. It tells a value from what it was by chance; who may
+    write to the server can make two values with one seal, but may do to the target what he likes anyway. Not for
+    types in UNSEALED; and after a server wrote another RDB version no seal of it is equal to those before.
     """
-    return payload[-_FOOTER_BYTES:] + len(payload).to_bytes(8, "little")
-
-
-def has_seal(payload: bytes) -> bool:
-    """Return whether equal content of this payload's type and encoding always has an equal seal."""
-    return payload[0] not in _TABLES
+    return payload[-_FOOTER_BYTES:]
 
 
 def holds(stands: bytes | None, payload: bytes, content: bytes | None = None) -> bool:

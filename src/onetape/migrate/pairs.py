@@ -12,7 +12,11 @@ from onetape.migrate.decide import SLACK_BEFORE_7_MS
 from onetape.migrate.endpoint import Endpoint, ReplyError
 from onetape.migrate.hash_ticks import HashTickReader
 from onetape.migrate.merge import IDENTITY_FIELD, earlier_of, merged_identity, missing, parse_id
+from onetape.migrate.pack import Sealed
 from onetape.migrate.plan import Plan
+from onetape.migrate.sealing import Sealer
+from onetape.migrate.remote.bridge import Bridge
+from onetape.migrate.remote.compare import RemoteComparer
 from onetape.migrate.stream_state import stream_state
 from onetape.migrate.ticks import Lander, continues, cursor_name, not_continued, symbol_of
 from onetape.migrate.verdict import Finding, Found
@@ -32,13 +36,28 @@ class Batch(NamedTuple):
 
 
 class Checker:
-    """Checks batches of keys of one source database; sets `finding` and `told` of each."""
+    """Checks batches of keys of one source database; sets `finding` and `told` of each.
 
-    def __init__(self, endpoint: Endpoint, plan: Plan, tape: Tape | None, in_server: bool = True) -> None:
+    `sealer`: is told of the equal pairs, and what they hold.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        tape: Tape | None,
+        in_server: bool = True,
+        sealer: Sealer | None = None,
+    ) -> None:
         self._endpoint = endpoint
         self._target_db = plan.target_db
         self._tape = tape
-        self._comparer = Comparer(endpoint, in_server)
+        self._comparer = (
+            RemoteComparer(endpoint)
+            if isinstance(endpoint, Bridge)
+            else Comparer(endpoint, in_server, sealing=sealer is not None)
+        )
+        self._sealer = sealer
         self._slack_ms = 0 if endpoint.has_expire_time else SLACK_BEFORE_7_MS
         self._hashes = HashTickReader(endpoint, plan.timezone)
         self._lander = Lander(endpoint, plan.target_db, tape, plan.timezone, dry_run=True)
@@ -75,14 +94,42 @@ class Checker:
         db, pairs = batch.source_db, batch.pairs
         if pairs:
             codes = None if replies is None else self._comparer.answer(replies)
+            sealed: list[Sealed] = []
+            if codes is not None and replies is not None and self._sealer is not None:
+                sealed = self._comparer.sealed(replies)
             if codes is None:
                 keys = [(found.key, found.target) for found in pairs]
                 codes = self._comparer.codes(db, self._target_db, keys)
-            self._take_all(db, pairs, codes)
+            self._take_all(db, pairs, codes.replace(compare.UNSEALED, compare.EQUAL))
+            if self._sealer is not None:
+                self._seal(db, pairs, codes, sealed)
         if len(pairs) < len(batch.found):
             rest = [one for one in batch.found if one.rule.kind == "hash_ticks" and not one.rule.skip]
             for rule in {one.rule: None for one in rest}:
                 self._check_hashes(db, [one for one in rest if one.rule == rule])
+
+    def needs_no_more(self, batch: Batch, replies: Sequence[Any]) -> bool:
+        """Return whether finish() asks the server nothing: all pairs are equal, and copies are all there is."""
+        if len(batch.pairs) < len(batch.found) or self._tape is not None:
+            return False
+        codes = self._comparer.answer(replies)
+        return codes is not None and codes.count(compare.EQUAL) + codes.count(compare.UNSEALED) == len(batch.pairs)
+
+    def _seal(self, source_db: int, pairs: Sequence[Found], codes: bytes, sealed: Sequence[Sealed]) -> None:
+        """Tell the sealer of the equal pairs: those with a seal, and those whose digest must be taken."""
+        assert self._sealer is not None
+        if len(sealed) == len(pairs):
+            self._sealer.put(source_db, pairs, sealed)
+            return
+        seals = iter(sealed)
+        with_seal: list[Found] = []
+        for at, found in enumerate(pairs):
+            code = codes[at : at + 1]
+            if sealed and code == compare.EQUAL:
+                with_seal.append(found)
+            elif code != compare.BIG and found.finding is Finding.EQUAL:
+                self._sealer.waiting.append(found)
+        self._sealer.put(source_db, with_seal, list(seals))
 
     def _is_apart(self, source_db: int, found: Found) -> bool:
         if found.rule.skip:

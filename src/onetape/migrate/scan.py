@@ -7,9 +7,39 @@ from typing import Any
 from onetape.errors import EndpointError
 from onetape.migrate.compare import Request
 from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, pack
+from onetape.migrate.line import Line, Ticket
 
 #: Keys a page: what is asked of the server at once.
 PAGE_KEYS = 300
+
+
+class Pages:
+    """One pass of SCAN over a database on a line, always asking for the page after the one that is given."""
+
+    def __init__(self, line: Line, db: int, glob: bytes | None) -> None:
+        self._line = line
+        self._db = db
+        self._narrowed: tuple[Argument, ...] = () if glob is None else ("MATCH", glob)
+        self._asked: Ticket | None = None
+        self._ask(b"0")
+
+    def _ask(self, cursor: bytes) -> None:
+        scan = pack("SCAN", cursor, *self._narrowed, "COUNT", PAGE_KEYS)
+        self._asked = self._line.send(pack("SELECT", self._db) + scan, 2)
+
+    def next(self) -> list[bytes] | None:
+        """Return the next page, which may be empty, None at the end. Raises EndpointError."""
+        if self._asked is None:
+            return None
+        selected, page = self._line.take(self._asked)
+        self._asked = None
+        for reply in (selected, page):
+            if isinstance(reply, ReplyError):
+                raise EndpointError(f"scanning database {self._db}: {reply}", hint="verify needs to read it")
+        cursor, keys = page
+        if cursor != b"0":
+            self._ask(cursor)
+        return list(dict.fromkeys(keys))
 
 
 class Scan:

@@ -12,18 +12,20 @@ that of differences, of which at most 100,000 are followed.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from itertools import groupby
 
-from onetape.migrate.decide import MERGED_INTO
-from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Endpoint
+from onetape.migrate import dump
+from onetape.migrate.decide import DIGEST_OPEN, MERGED_INTO
+from onetape.migrate.endpoint import Endpoint, pack
 from onetape.migrate.ledger import NO_TICKS, NOT_LANDED, Entry, Ledger, Outcome
+from onetape.migrate.line import Line, Ticket
 from onetape.migrate.origin import Origin, Origins
-from onetape.migrate.pairs import NO_SOURCE, Checker
+from onetape.migrate.pairs import NO_SOURCE, Batch, Checker
 from onetape.migrate.plan import Matcher, Plan, Rule
-from onetape.migrate.scan import Scan
+from onetape.migrate.scan import Pages
+from onetape.migrate.sealing import Sealer
 from onetape.migrate.verdict import FINE, LISTED, Finding, Found, Verification, verdict_of
 from onetape.tape import Tape
 
@@ -31,6 +33,8 @@ from onetape.tape import Tape
 Progress = Callable[[int, int], None]
 
 _AGAIN = 1000
+#: Requests that the server has besides the one whose answer is worked on here.
+_AHEAD = 1
 _OPEN_MAX = 100_000
 _STATE = b"onetape:migration:"  # of a live migration
 _OURS = b"onetape:"  # temporary keys of a copy or a merge that was killed
@@ -48,16 +52,19 @@ def verify(
     on_progress: Progress | None = None,
     in_server: bool = True,
     listed_max: int = 100,
+    sealing: Ledger | None = None,
 ) -> Verification:
     """Compare every key that `plan` moves with its place, and return what that proves.
 
     `tape`: also check that ticks and bars are on it. `rounds`: how often at most a difference is looked at,
     `pause_s` apart. `sample`: only that many keys of each source database, and only from source to target.
     `in_server`: let the server decide equality by a script where it can. `listed_max`: differences and skips
-    put in words. Raises EndpointError, LedgerUnusable.
+    put in words. `sealing`: a ledger in a run, to be told what equal pairs hold. Raises EndpointError,
+    LedgerUnusable.
     """
     started = time.monotonic()
-    run = _Run(endpoint, plan, Checker(endpoint, plan, tape, in_server), on_progress)
+    sealer = None if sealing is None else Sealer(endpoint, plan, sealing)
+    run = _Run(endpoint, plan, Checker(endpoint, plan, tape, in_server, sealer), on_progress, sealer)
     for db in plan.source_dbs():
         run.sweep(db, sample)
     if sample is None:
@@ -67,14 +74,42 @@ def verify(
         time.sleep(pause_s)
         run.look_again()
         made += 1
+    if sealer is not None:
+        sealer.finish(complete=sample is None)
     if ledger is not None:
         run.explain(ledger, tape is not None and sample is None)
     return run.result(made, time.monotonic() - started, listed_max, sample is not None)
 
 
+#: Source database → (target, source key, rule).
+_Wanted = dict[int, list[tuple[bytes, bytes, Rule]]]
+
+
+def _exist(wanted: _Wanted) -> tuple[bytes, int]:
+    """Return what asks how many of the source keys are there, two answers a database."""
+    packed = [
+        pack("SELECT", db) + pack("EXISTS", *[key for _target, key, _rule in items]) for db, items in wanted.items()
+    ]
+    return b"".join(packed), 2 * len(packed)
+
+
+def _holds(state: tuple[bytes | None, int], stands: bytes | None, expire_ms: int) -> bool:
+    payload, expires_ms = state
+    return payload is not None and expires_ms == expire_ms and dump.holds(stands, payload)
+
+
 class _Run:
-    def __init__(self, endpoint: Endpoint, plan: Plan, checker: Checker, on_progress: Progress | None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        checker: Checker,
+        on_progress: Progress | None,
+        sealer: Sealer | None = None,
+    ) -> None:
         self._endpoint = endpoint
+        self._line = Line(endpoint)
+        self._sealer = sealer
         self._plan = plan
         self._checker = checker
         self._on_progress = on_progress
@@ -88,28 +123,40 @@ class _Run:
     def sweep(self, db: int, sample: int | None) -> None:
         """Look at every key of a source database once.
 
-        While the server compares one page and scans for the page after next, the next page is matched to the
-        plan here, so that neither waits for the other.
+        While the server compares some pages and scans for the next, the one that came is matched to the plan here,
+        so that neither waits for the other.
         """
-        scan, matcher = Scan(self._endpoint, db, self._plan.scan_glob(db)), self._plan.matcher(db)
+        pages, matcher = Pages(self._line, db, self._plan.scan_glob(db)), self._plan.matcher(db)
         left = sample
-        matched = self._matched(db, matcher, scan.first())
-        ahead = scan.first()
-        while True:
-            found = matched[0] + self._of_type(db, matcher, matched[1])
+        asked: deque[tuple[Batch, Ticket | None]] = deque()
+        while left != 0 and (keys := pages.next()) is not None:
+            found, typed = self._matched(db, matcher, keys)
+            if typed:
+                self._line.settle()
+                found += self._of_type(db, matcher, typed)
             batch = self._checker.batch(db, found if left is None else found[:left])
-            request = self._checker.request(batch)
-            scan.send_after(request)
-            matched = self._matched(db, matcher, ahead)
-            replies, ahead_again = scan.receive_after(request)
-            self._checker.finish(batch, replies)
-            for one in batch.found:
-                self._note(one)
-            self._checked += len(batch.found)
             left = None if left is None else left - len(batch.found)
-            if left == 0 or not (any(matched) or ahead_again or ahead or not scan.done):
-                return
-            ahead = ahead_again
+            request = self._checker.request(batch)
+            asked.append((batch, None if request is None else self._line.send(*request)))
+            if len(asked) > _AHEAD:
+                self._finish(*asked.popleft())
+        while asked:
+            self._finish(*asked.popleft())
+        self._line.settle()
+        if self._sealer is not None:
+            self._sealer.read_waiting()
+
+    def _finish(self, batch: Batch, ticket: Ticket | None) -> None:
+        replies = None if ticket is None else self._line.take(ticket)
+        if replies is None or not self._checker.needs_no_more(batch, replies):
+            self._line.settle()
+        self._checker.finish(batch, replies)
+        for one in batch.found:
+            self._note(one)
+        self._checked += len(batch.found)
+        if self._sealer is not None and len(self._sealer.waiting) >= _AGAIN:
+            self._line.settle()
+            self._sealer.read_waiting()
 
     def _matched(self, db: int, matcher: Matcher, keys: list[bytes]) -> tuple[list[Found], list[bytes]]:
         """Return the keys that a rule takes whatever their type, and those whose type decides."""
@@ -141,10 +188,10 @@ class _Run:
     def sweep_target(self) -> None:
         """Look for keys of the target that a rule could have written, and that have no source."""
         origins = Origins(self._plan)
-        scan = Scan(self._endpoint, self._plan.target_db, None)
-        keys = scan.first()
-        while keys or not scan.done:
-            wanted: dict[int, list[tuple[bytes, bytes, Rule]]] = {}
+        pages = Pages(self._line, self._plan.target_db, None)
+        asked: deque[tuple[_Wanted, Ticket]] = deque()
+        while (keys := pages.next()) is not None:
+            wanted: _Wanted = {}
             for target in keys:
                 if target.startswith(_STATE):
                     continue
@@ -154,6 +201,7 @@ class _Run:
                     self._note(leftover)
                 found = origins.of(target)
                 if any(key is None for _db, key, _rule in found):
+                    self._line.settle()
                     self._merged_stream(target, found)
                     continue
                 for db, key, rule in found:
@@ -161,8 +209,19 @@ class _Run:
                         wanted.setdefault(db, []).append((target, key, rule))
             self._target_keys += len(keys)
             self._progress(len(keys))
+            asked.append((wanted, self._line.send(*_exist(wanted))))
+            if len(asked) > _AHEAD:
+                self._sourced(*asked.popleft())
+        while asked:
+            self._sourced(*asked.popleft())
+        self._line.settle()
+
+    def _sourced(self, wanted: _Wanted, ticket: Ticket) -> None:
+        """Note those of the wanted that are not there, unless all are."""
+        there = self._line.take(ticket)[1::2]
+        if there != [len(items) for items in wanted.values()]:
+            self._line.settle()
             self._without_source(wanted)
-            keys = scan.first()
 
     def _merged_stream(self, target: bytes, origins: list[Origin]) -> None:
         """Look at a stream that ticks are merged into: as a whole, once."""
@@ -274,6 +333,8 @@ class _Run:
             if newest.outcome in (Outcome.COPIED, Outcome.UNCHANGED):
                 return Finding.SOURCE_GONE, "was copied; the source is no more"
             return None, ""
+        if found.finding is Finding.DIFFERS and newest.error == DIGEST_OPEN:
+            return None, ""
         if found.finding is Finding.DIFFERS and newest.outcome is Outcome.NEWER_TARGET_KEPT:
             return Finding.NEWER_TARGET_KEPT, newest.error or "somebody newer wrote the target"
         if newest.outcome is Outcome.SKIPPED:
@@ -281,17 +342,17 @@ class _Run:
         if found.finding in (Finding.DIFFERS, Finding.CHANGING) and copied is not None:
             source = self._state(found.source_db, found.key)
             target = self._state(self._plan.target_db, found.target)
-            was = (copied.written, copied.expire_ms)
-            if target == was and copied.read != copied.written:
+            as_written = _holds(target, copied.written, copied.expire_ms)
+            if as_written and copied.read != copied.written:
                 return Finding.NEWER_TARGET_KEPT, MERGED_INTO
-            if target == was and source != (copied.read, copied.expire_ms):
+            if as_written and not _holds(source, copied.read, copied.expire_ms):
                 return Finding.STALE, "the target is as it was copied; the source was written since"
         return None, ""
 
     def _state(self, db: int, key: bytes) -> tuple[bytes | None, int]:
         self._endpoint.select(db)
         payload, expires_ms = self._endpoint.pipeline([("DUMP", key), ("PEXPIRETIME", key)])
-        return (digest(payload) if isinstance(payload, bytes) else None), expires_ms
+        return (payload if isinstance(payload, bytes) else None), expires_ms
 
     def result(self, rounds: int, seconds: float, listed_max: int, sampled: bool) -> Verification:
         """Return what was found, with the first of it in words."""
