@@ -92,9 +92,9 @@ def merge(endpoint: Endpoint, stream: bytes, entries: Iterable[MergeEntry]) -> M
 
 
 def missing(endpoint: Endpoint, stream: bytes, entries: Sequence[MergeEntry]) -> list[MergeEntry]:
-    """Return the ticks that the stream does not hold with just these fields under their times."""
+    """Return the ticks that the stream does not hold with just these fields, in any order, under their times."""
     present = _present(endpoint, stream, entries)
-    return [entry for entry in entries if present.get(entry.identity) != entry.stored()]
+    return [entry for entry in entries if _pairs(present.get(entry.identity, ())) != _pairs(entry.stored())]
 
 
 def beside(stream: bytes, token: bytes) -> bytes:
@@ -104,6 +104,10 @@ def beside(stream: bytes, token: bytes) -> bytes:
     """
     name = stream if b"{" in stream or b"}" in stream else b"{" + stream + b"}"
     return TEMPORARY + token + b":" + name
+
+
+def _pairs(flat: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    return sorted(zip(flat[::2], flat[1::2], strict=True))  # a hash tells its fields in no order of its own
 
 
 def earlier_of(endpoint: Endpoint, stream: bytes, identity: bytes) -> bool:
