@@ -13,7 +13,21 @@ from typing import Annotated, Any
 import typer
 
 from onetape import errors
-from onetape.cli import bars, care, continuous, correct, coverage, exporting, importing, migrate, names, query, sql
+from onetape.cli import (
+    bars,
+    care,
+    continuous,
+    correct,
+    coverage,
+    exporting,
+    importing,
+    migrate,
+    mirror,
+    names,
+    query,
+    sql,
+    watch,
+)
 from onetape.cli.output import plain
 
 EXIT_CODES = """\b
@@ -109,6 +123,9 @@ app.command("upgrade")(care.upgrade)
 app.command("mem")(care.mem)
 app.command("prune")(care.prune)
 app.add_typer(care.snapshot_app, name="snapshot")
+migrate.app.command("mirror", epilog=mirror.ENDS)(mirror.mirror)
+migrate.app.command("watch")(watch.watch)
+migrate.app.command("metrics")(watch.metrics)
 app.add_typer(migrate.app, name="migrate")
 if importlib.util.find_spec("onetape.cli.demo") is not None:
     app.command("demo")(importlib.import_module("onetape.cli.demo").demo)
