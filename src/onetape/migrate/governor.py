@@ -66,7 +66,7 @@ class Governor:
         """Count what is about to be sent."""
         self._keys += keys
         self._since += keys
-        self._bytes += max(size, keys * self._key_bytes)
+        self._bytes += max(size, keys * self.key_bytes)
 
     @property
     def is_due(self) -> bool:
@@ -74,7 +74,8 @@ class Governor:
         return self._room is not None and self._bytes > self._room / 4
 
     @property
-    def _key_bytes(self) -> float:
+    def key_bytes(self) -> float:
+        """About how many bytes a key takes in the server's memory, as far as it was measured."""
         return self._measured if self._keys >= _MEASURED_KEYS_MIN else _KEY_BYTES
 
     def look(self, info: dict[str, str], left: int = 0, size: int = 0) -> None:

@@ -147,6 +147,8 @@ class Pace:
             until_s = self._free_s = max(self._free_s, now_s - _SLEEP_MIN_S) + work / rate
         bytes_per_s = self._throttle.settings.bytes_per_s
         by_bytes = False
+        if not size and self._governor is not None:
+            size = int(keys * self._governor.key_bytes)
         if bytes_per_s is not None and size:
             self._free_bytes_s = max(self._free_bytes_s, now_s - _SLEEP_MIN_S) + size / bytes_per_s
             by_bytes = self._free_bytes_s > until_s
