@@ -6,8 +6,8 @@ Plan, backfill, verify, status and why, over one server and one ledger.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,7 @@ class Migration:
                     told = stack.enter_context(Publisher(self._writer, self.helm.names, "verify"))
                     on_progress = _counting(told, on_progress)
                 began_ms = states.server_ms(reader) if live is not None else 0
+                sealing = stack.enter_context(self._sealing(ledger))
                 result = verify(
                     reader,
                     self._seen,
@@ -285,12 +286,31 @@ class Migration:
                     sample=sample,
                     on_progress=on_progress,
                     in_server=self.target_url is None,
+                    sealing=sealing,
                 )
         finally:
             if ledger is not None:
                 ledger.close()
         result = self._record_verdict(result, address, live is not None)
         return result if live is None else self._record_live(result, began_ms)
+
+    @contextmanager
+    def _sealing(self, ledger: Ledger | None) -> Iterator[Ledger | None]:
+        """Give the ledger for a verify to write the digests into that a copy left open, None if there is nothing to
+        write, or a backfill is at work with it.
+        """
+        if ledger is None or not ledger.digests_open:
+            yield None
+            return
+        try:
+            writing = Ledger.open(self.ledger_path)
+        except LedgerBusy:
+            yield None
+            return
+        with writing:
+            writing.begin_run("digests")
+            yield writing
+            writing.end_run()
 
     def _record_live(self, result: Verification, began_ms: int) -> Verification:
         """Tell the history of a live migration what a verify found, and go on to `verified` where it proves enough."""
