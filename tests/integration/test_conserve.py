@@ -177,6 +177,10 @@ def take_one_off_the_tape(client: Clients, tape: Tape) -> None:
     tape.cancel(tape.recent("NSE:A", 3)[0])
 
 
+def double_one_on_the_tape(client: Clients, tape: Tape) -> None:
+    tape.append(tape.recent("NSE:A", 3)[0])
+
+
 def write_to_old_only(client: Clients, tape: Tape) -> None:
     client[0].xadd("ticks:NSE:A", {"ltp": 1, "ltq": 2, "timestamp": MS + 900_000}, id=f"{MS + 900_000}-0")
 
@@ -195,6 +199,11 @@ def write_to_new_only(client: Clients, tape: Tape) -> None:
         (drop_a_symbol, Balance.LOST, ["new lacks 240 ticks", "new has nothing of 10:15 to 10:19"]),
         (lose_half_an_hour, Balance.LOST, ["new lacks 170 ticks", "new has nothing of 10:15 to 10:17"]),
         (take_one_off_the_tape, Balance.LOST, ["tape lacks 1 tick: 2025-11-21T04:48:17.000Z price 149.25 size 1.1"]),
+        (
+            double_one_on_the_tape,
+            Balance.DOUBLED,
+            ["tape holds too often 1 tick: 2025-11-21T04:48:17.000Z price 149.25"],
+        ),
         (write_to_old_only, Balance.LOST, ["new lacks 1 tick: 2025-11-21T05:00:00.000Z", "tape lacks 1 tick"]),
         (write_to_new_only, Balance.EXTRA, ["new holds what neither old nor tape has, 1 tick: 2025-11-21T05:00:00"]),
     ],

@@ -266,6 +266,31 @@ def test_writers_at_work_do_not_make_a_proof_fail(server: EmbeddedServer, client
     assert "were compared: writers are at work" in words(proof.html())
 
 
+def test_after_finish_there_is_nothing_left_to_prove(server: EmbeddedServer, migration: Migration) -> None:
+    status = msgspec.structs.replace(_backfilled(migration).status(), phase="finished", verdict="converged", diverged=2)
+    with Endpoint.connect(server.url, writable=False) as endpoint:
+        proof = make_proof(endpoint, PLAN, status, tape=migration.tape)
+    assert proof.verdict == "not proven"
+    assert proof.reasons == [
+        "the old keys are gone since finish: nothing is left to compare with",
+        "2 keys are recorded as diverged",
+    ]
+    assert "Not compared." in words(proof.html())
+
+
+def test_what_readers_told_of_themselves_is_added_up(server: EmbeddedServer, migration: Migration) -> None:
+    told = {"new_reads": 90, "old_fallbacks": 10, "old_reads": 5, "reads": 105}
+    status = _backfilled(migration).status()
+    status = msgspec.structs.replace(status, clients={"a": told, "b": told, "writer": {"writes": 3}})
+    with Endpoint.connect(server.url, writable=False) as endpoint:
+        proof = make_proof(endpoint, PLAN, status, tape=migration.tape)
+    assert proof.content["reads"] == {
+        **{"clients": 2, "reads": 210, "new_reads": 180, "old_reads": 10, "old_fallbacks": 20},
+        **{"misses": 0, "errors": 0, "fallback_rate": 0.1},
+    }
+    assert "20 (10.000%)" in words(proof.html())
+
+
 def test_reports_that_are_gone_or_broken_leave_the_ledger_to_speak(
     server: EmbeddedServer, migration: Migration, tmp_path: Path
 ) -> None:

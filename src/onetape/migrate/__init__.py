@@ -1,9 +1,11 @@
 """The migrator: data scattered over Redis databases onto one database and one tape, while writers go on."""
 
+from onetape.migrate.conservation import Conservation
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.ledger import Entry, Ledger, Outcome, Run
 from onetape.migrate.migration import Migration, PlanCheck, Reason, Status
 from onetape.migrate.plan import Case, Plan, Rule
+from onetape.migrate.proof import Proof, check_proof, make_proof
 from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, EXIT_REFUSED, EXIT_SKIPS, Report
 from onetape.migrate.verdict import Verification
 
@@ -13,6 +15,7 @@ __all__ = [
     "EXIT_REFUSED",
     "EXIT_SKIPS",
     "Case",
+    "Conservation",
     "Endpoint",
     "Entry",
     "Ledger",
@@ -20,10 +23,13 @@ __all__ = [
     "Outcome",
     "Plan",
     "PlanCheck",
+    "Proof",
     "Reason",
     "Report",
     "Rule",
     "Run",
     "Status",
     "Verification",
+    "check_proof",
+    "make_proof",
 ]
