@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import apsw
 
+from onetape import config
 from onetape.errors import ConfigInvalid, TapeUnusable
 from onetape.live.subscription import Subscription
 from onetape.record import Tick
@@ -189,6 +190,14 @@ def redis_address(host: str | None = None, port: int | str | None = None) -> tup
     if not 0 < number < 65536:
         raise ConfigInvalid(f"Redis port {chosen!r}", hint="REDIS_PORT is a number from 1 to 65535")
     return host or os.environ.get("REDIS_HOST") or "localhost", number
+
+
+def redis_url(host: str | None = None, port: int | str | None = None) -> str:
+    """Return a Redis URL: of the host and port given, else REDIS_HOST and REDIS_PORT, else what onetape is set to."""
+    if host or port is not None or os.environ.get("REDIS_HOST") or os.environ.get("REDIS_PORT"):
+        name, number = redis_address(host, port)
+        return f"redis://{f'[{name}]' if ':' in name else name}:{number}"
+    return config.load().redis_url
 
 
 def redis_client(process_name: str, db: int = 1, **options: Any) -> redis.Redis:

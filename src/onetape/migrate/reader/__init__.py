@@ -3,6 +3,7 @@
 from onetape.migrate.reader.aclient import AsyncReader, AsyncReaderPipeline, AsyncReaderRedis
 from onetape.migrate.reader.client import Reader, ReaderPipeline, ReaderRedis
 from onetape.migrate.reader.core import Mismatch, Status
+from onetape.migrate.reader.market import MarketReader
 from onetape.migrate.reader.switch import Side, falls_back, side_of_read
 from onetape.migrate.reader.tally import ReadStats
 
@@ -10,6 +11,7 @@ __all__ = [
     "AsyncReader",
     "AsyncReaderPipeline",
     "AsyncReaderRedis",
+    "MarketReader",
     "Mismatch",
     "ReadStats",
     "Reader",
