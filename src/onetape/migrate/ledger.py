@@ -188,7 +188,8 @@ class Ledger:
         try:
             db = _connect(path, mode)
             ledger = cls(path, db, lock_fd)
-            ledger._last_entry = max(ledger._scalar("SELECT max(id) FROM entry"), ledger._packs.last_id)
+            last = [ledger._scalar(f"SELECT max(id) FROM {table}") for table in ("entry", "batch")]
+            ledger._last_entry = max(*last, ledger._packs.last_id)
             ledger._earlier = ledger._last_entry
             ledger._indexed = ledger._scalar("SELECT value FROM state WHERE name = 'indexed'")
             return ledger
@@ -486,11 +487,16 @@ class Ledger:
         return sorted([*rows, *packed], key=lambda entry: entry.id)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return step → outcome → number of keys, counting each key's newest entry."""
+        """Return step → outcome → number of keys, counting each key's newest entry.
+
+        Entries of a verify count where there are no others.
+        """
         source = self._every_entry()
         sql = f"""SELECT r.step, CASE WHEN b.settled_ns IS NULL THEN 0 ELSE e.outcome END, count(*)
             {_FROM.format(entry=source)}
-            WHERE e.id IN (SELECT max(id) FROM {source} GROUP BY source_db, key) GROUP BY 1, 2"""
+            WHERE e.id IN (SELECT coalesce(max(done), max(id)) FROM
+                (SELECT source_db, key, id, CASE error WHEN '{packs.FOUND_EQUAL}' THEN NULL ELSE id END AS done
+                FROM {source}) GROUP BY source_db, key) GROUP BY 1, 2"""
         counts: dict[str, dict[str, int]] = {}
         for step, code, number in self._all(sql):
             counts.setdefault(step, {})[_OUTCOMES[code].value] = number

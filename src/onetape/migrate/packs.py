@@ -17,8 +17,8 @@ CREATE TABLE IF NOT EXISTS pack(id INTEGER PRIMARY KEY, source_db INTEGER, outco
     seals BLOB);
 CREATE TABLE IF NOT EXISTS undone(batch INTEGER PRIMARY KEY, places BLOB);
 """
-#: The error of a key at which nothing was done.
-UNDONE = "not done, the target exists or the source is gone: it is looked at closely"
+#: The error of a key that a verify found equal: its entry tells what both sides hold, and of nothing that was done.
+FOUND_EQUAL = "a verify found both sides equal"
 
 _INSERT_PACK = "INSERT INTO pack(id, source_db, outcome, rules, names, seals) VALUES(?,?,?,?,?,?)"
 _INSERT_ENTRY = (
@@ -132,9 +132,10 @@ class Packs:
 def _entries(pack: Pack, undone: bytes | None) -> Iterator[EntryRow]:
     left = set(struct.unpack(f"<{len(undone) // 4}I", undone)) if undone else ()
     db, outcome = pack.source_db, pack.outcome
+    error = None if pack.seals is None else FOUND_EQUAL
     for id, rule, key, target, seal, expire_ms in pack.lines():
-        row = (id, rule, db, key, target, seal, seal, expire_ms, outcome, None, zlib.crc32(key, db))
-        yield row if id - pack.id not in left else (*row[:5], None, None, -1, 0, UNDONE, row[10])
+        if id - pack.id not in left:  # what was left alone has an entry of its own, if it came to anything
+            yield id, rule, db, key, target, seal, seal, expire_ms, outcome, error, zlib.crc32(key, db)
 
 
 __all__ = ["SCHEMA", "EntryRow", "Packs"]

@@ -12,6 +12,7 @@ from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint, ReplyError
 from onetape.migrate.ledger import Ledger, Row, key_hash
 from onetape.migrate.pack import Sealed
+from onetape.migrate.packs import FOUND_EQUAL
 from onetape.migrate.plan import Plan
 from onetape.migrate.verdict import Found
 
@@ -83,7 +84,7 @@ class Sealer:
             content = digest(source)
             if content == digest(target) and source_ms == target_ms:
                 rule, hashed = self._rules[id(one.rule)], key_hash(one.source_db, one.key)
-                held = (content, content, source_ms, decide.UNCHANGED, None)
+                held = (content, content, source_ms, decide.UNCHANGED, FOUND_EQUAL)
                 rows.append((rule, one.source_db, one.key, one.target, *held, hashed))
         return rows
 
