@@ -138,6 +138,10 @@ class Comparer:
                 return found.replace(UNSEALED, EQUAL)
         return b"".join(self._by_dumps(source_db, target_db, pairs))
 
+    def closer(self, source_db: int, target_db: int, pairs: Sequence[Pair], codes: bytes) -> bytes:
+        """Return the codes as they are: on one server few pairs are DIFFERENT, and each is looked at by itself."""
+        return codes
+
     def _by_dumps(self, source_db: int, target_db: int, pairs: Sequence[Pair]) -> Iterator[bytes]:
         for at in range(0, len(pairs), PAIRS):
             some = pairs[at : at + PAIRS]

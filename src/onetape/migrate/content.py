@@ -284,6 +284,7 @@ def _hash_page(endpoint: Endpoint, key: bytes, flat: list[bytes]) -> list[Elemen
 
 
 def has_field_expiry(endpoint: Endpoint) -> bool:
+    """Return whether fields of a hash can expire on this server."""
     """Return whether the server's hashes have fields that expire."""
     return endpoint.version >= ((9, 0) if endpoint.server == "valkey" else (7, 4))
 

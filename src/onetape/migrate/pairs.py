@@ -14,9 +14,9 @@ from onetape.migrate.hash_ticks import HashTickReader
 from onetape.migrate.merge import IDENTITY_FIELD, earlier_of, merged_identity, missing, parse_id
 from onetape.migrate.pack import Sealed
 from onetape.migrate.plan import Plan
-from onetape.migrate.sealing import Sealer
 from onetape.migrate.remote.bridge import Bridge
 from onetape.migrate.remote.compare import RemoteComparer
+from onetape.migrate.sealing import Sealer
 from onetape.migrate.stream_state import stream_state
 from onetape.migrate.ticks import Lander, continues, cursor_name, not_continued, symbol_of
 from onetape.migrate.verdict import Finding, Found
@@ -100,6 +100,9 @@ class Checker:
             if codes is None:
                 keys = [(found.key, found.target) for found in pairs]
                 codes = self._comparer.codes(db, self._target_db, keys)
+            if compare.DIFFERENT in codes:
+                keys = [(found.key, found.target) for found in pairs]
+                codes = self._comparer.closer(db, self._target_db, keys, codes)
             self._take_all(db, pairs, codes.replace(compare.UNSEALED, compare.EQUAL))
             if self._sealer is not None:
                 self._seal(db, pairs, codes, sealed)

@@ -16,10 +16,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from itertools import groupby
 
-from onetape.migrate import dump
-from onetape.migrate.decide import DIGEST_OPEN, MERGED_INTO
+from onetape.migrate import content, dump
+from onetape.migrate.decide import DIGEST_OPEN, MERGED_INTO, SLACK_BEFORE_7_MS
 from onetape.migrate.endpoint import Endpoint, pack
-from onetape.migrate.ledger import NO_TICKS, NOT_LANDED, Entry, Ledger, Outcome
+from onetape.migrate.ledger import NO_TICKS, NOT_LANDED, REENCODED, Entry, Ledger, Outcome
 from onetape.migrate.line import Line, Ticket
 from onetape.migrate.origin import Origin, Origins
 from onetape.migrate.pairs import NO_SOURCE, Batch, Checker
@@ -93,9 +93,10 @@ def _exist(wanted: _Wanted) -> tuple[bytes, int]:
     return b"".join(packed), 2 * len(packed)
 
 
-def _holds(state: tuple[bytes | None, int], stands: bytes | None, expire_ms: int) -> bool:
+def _holds(state: tuple[bytes | None, int], stands: bytes | None, expire_ms: int, slack_ms: int) -> bool:
     payload, expires_ms = state
-    return payload is not None and expires_ms == expire_ms and dump.holds(stands, payload)
+    # A server before 7.0 tells the time left only.
+    return payload is not None and abs(expires_ms - expire_ms) <= slack_ms and dump.holds(stands, payload)
 
 
 class _Run:
@@ -340,19 +341,20 @@ class _Run:
         if newest.outcome is Outcome.SKIPPED:
             return Finding.SKIPPED, newest.error or "skipped"
         if found.finding in (Finding.DIFFERS, Finding.CHANGING) and copied is not None:
+            slack_ms = 0 if self._endpoint.has_expire_time else SLACK_BEFORE_7_MS
             source = self._state(found.source_db, found.key)
             target = self._state(self._plan.target_db, found.target)
-            as_written = _holds(target, copied.written, copied.expire_ms)
-            if as_written and copied.read != copied.written:
+            as_written = _holds(target, copied.written, copied.expire_ms, slack_ms)
+            if as_written and copied.read != copied.written and copied.error != REENCODED:
                 return Finding.NEWER_TARGET_KEPT, MERGED_INTO
-            if as_written and not _holds(source, copied.read, copied.expire_ms):
+            if as_written and not _holds(source, copied.read, copied.expire_ms, slack_ms):
                 return Finding.STALE, "the target is as it was copied; the source was written since"
         return None, ""
 
     def _state(self, db: int, key: bytes) -> tuple[bytes | None, int]:
         self._endpoint.select(db)
-        payload, expires_ms = self._endpoint.pipeline([("DUMP", key), ("PEXPIRETIME", key)])
-        return (payload if isinstance(payload, bytes) else None), expires_ms
+        payload = self._endpoint.call("DUMP", key)
+        return (payload if isinstance(payload, bytes) else None), content.expiry(self._endpoint, key)
 
     def result(self, rounds: int, seconds: float, listed_max: int, sampled: bool) -> Verification:
         """Return what was found, with the first of it in words."""
