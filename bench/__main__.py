@@ -26,6 +26,7 @@ from bench import (
     migration,
     reads,
     single,
+    switched,
     table,
 )
 from bench.measure import Line, Setting
@@ -45,6 +46,7 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "memory": memory.measure,
     "growth": growth.measure,
     "migration": migration.measure,
+    "switched": switched.measure,
 }
 
 
