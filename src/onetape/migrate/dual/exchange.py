@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from redis.exceptions import ExecAbortError, WatchError
@@ -266,6 +266,8 @@ class Exchange:
             reply = replies[check.at]
             if check.rule == "fine":
                 bad = isinstance(reply, Exception)
+            elif check.rule == "errors":
+                bad = isinstance(reply, Exception) != isinstance(mine[check.part], Exception)
             elif check.rule == "alike":
                 part = parts[check.part]
                 bad = not _alike(part, mine[check.part], reply, phase)
@@ -527,7 +529,8 @@ class Exchange:
             if way in ("set", "relative"):
                 known.add(written, generation)
             return True, done[own]
-        woven = Woven(b"", 4, (own,), (Check(0, other, "alike", tuple(written)),), tuple(written), (), 0)
+        rule: Literal["alike", "errors"] = "errors" if way in ("set", "relative") else "alike"
+        woven = Woven(b"", 4, (own,), (Check(0, other, rule, tuple(written)),), tuple(written), (), 0)
         done, raw = self._committed(lane, woven, replies)
         if done is None:
             self.counts.again += 1

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from onetape.errors import CommandUnmapped
-from onetape.migrate.dual.commands import word
+from onetape.migrate.dual.commands import word, xadd_id_at
 from onetape.migrate.dual.known import Known, Pair, pair
 from onetape.migrate.dual.mapping import Part, Side
 from onetape.migrate.phase import Phase
@@ -88,11 +88,15 @@ class Facts(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A reply of the other side: of which part, where, whether it is to be like the primary's, and of which routes."""
+    """A reply of the other side: of which part, where, what is to hold for it, and of which routes.
+
+    `alike`: it is the primary's. `errors`: it is an error where the primary's is one. `id`: it is the primary's id, if
+    that gave one. `fine`: it is no error.
+    """
 
     part: int
     at: int
-    rule: Literal["alike", "id", "fine"]
+    rule: Literal["alike", "errors", "id", "fine"]
     routes: tuple[Route, ...]
 
 
@@ -175,10 +179,10 @@ class _Loom:
         facts = self._facts
         way = part.way
         if way == "relative":
-            way = "set" if facts.frozen else "copy"
+            way = "set" if self._sets(part) else "copy"
         elif way == "timed":
             way = "same" if facts.frozen else "copy"
-        elif way == "xadd" and facts.frozen and not _trims_roughly(part.args):
+        elif way == "xadd" and facts.frozen and "~" not in _trimming(part.args):
             way = "same"
         written = part.written()
         if way == "set":
@@ -189,7 +193,7 @@ class _Loom:
             self._make_anew(written)
         elif way == "xadd":
             self._replies.append(self._put(*part.on(self._primary)))
-            self._tail(index, part, trims=_trims_roughly(part.args), adds=True)
+            self._tail(index, part, trims=bool(_trimming(part.args)), adds=True)
         elif way == "xtrim":
             self._replies.append(self._put(*part.on(self._primary)))
             self._tail(index, part, trims=True, adds=False)
@@ -208,10 +212,13 @@ class _Loom:
         """The same command to both sides; to the other one at the end, so that databases change less often."""
         assert self._other is not None
         self._replies.append(self._put(*part.on(self._primary)))
-        self._later.append((index, part, True))
+        self._later.append((index, part, self._sets(part)))
         for route in written:
             if pair(route) not in self._anew:
                 self._equal[pair(route)] = route
+
+    def _sets(self, part: Part) -> bool:
+        return part.way == "set" or (part.way == "relative" and self._facts.frozen)
 
     def _all_equal(self, part: Part) -> bool:
         """Return whether the other side of all of its keys is, at this place of the transaction, what this one is."""
@@ -315,10 +322,9 @@ class _Loom:
         assert self._other is not None
         later, self._later = self._later, []
         self._one_sided = False
-        for index, part, alike in later:
+        for index, part, sets in later:
             at = self._put(*part.on(self._other))
-            if alike:
-                self._checks.append(Check(index, at, "alike", tuple(part.written())))
+            self._checks.append(Check(index, at, "errors" if sets else "alike", tuple(part.written())))
 
     def _put(self, db: int, args: Sequence[Any]) -> int:
         if db != self._db:
@@ -334,14 +340,13 @@ class _Loom:
         if self._one_sided and self._primary == "old":  # nothing else touches the other side: begin with it
             self._chunks[:0] = [self._pack("UNLINK", key) for _, (_, key) in anew]
             ahead = len(anew)
+            self._checks = [check._replace(at=check.at + ahead) for check in self._checks]
         else:
             for _, (db, key) in anew:
                 self._put(db, ("UNLINK", key))
         for route, ((db, key), (to_db, to_key)) in zip(self._anew.values(), anew, strict=True):
             at = self._put(db, ("COPY", key, to_key, "DB", to_db, "REPLACE"))
             self._checks.append(Check(-1, at, "fine", (route,)))
-        if ahead:
-            self._checks = [check._replace(at=check.at + ahead) for check in self._checks]
         if self._db != self._facts.target_db:
             self._chunks.append(self._pack("SELECT", self._facts.target_db))
         return Woven(
@@ -380,8 +385,9 @@ def renamed(reply: Any, names: Mapping[Any, Any]) -> Any:
     return reply
 
 
-def _trims_roughly(args: Sequence[Any]) -> bool:
-    return any(word(arg) == "~" for arg in args[2:6])
+def _trimming(args: Sequence[Any]) -> set[str]:
+    """Return the words of an XADD that say how it trims."""
+    return {"MAXLEN", "MINID", "~"} & {word(arg) for arg in args[2 : xadd_id_at(args)]}
 
 
 def _at_moment(part: Part, now_ms: int) -> Part:
