@@ -11,16 +11,20 @@ from onetape.migrate import phase as phases
 from onetape.migrate import state as states
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.helm import Helm
+from onetape.migrate.history import DONE
+from onetape.migrate.ledger import Ledger
 from onetape.migrate.move import Move
+from onetape.migrate.owned import Owned
 from onetape.migrate.phase import Phase
 from onetape.migrate.routes import Routes
 from onetape.migrate.state import State
+from onetape.migrate.twins import Twin, Twins
 from onetape.migrate.verdict import LISTED, Finding, Verification
 
 _ATTEMPTS = 8
 #: What a verify may list without a reader of the new names being told something else than a reader of the old ones:
 #: rules that skip, ticks that no tape can hold, and keys of the target that never had a source.
-HARMLESS = frozenset({Finding.SKIPPED, Finding.NOT_A_TICK, Finding.EXTRA})
+HARMLESS = frozenset({Finding.SKIPPED, Finding.LATER, Finding.NOT_A_TICK, Finding.EXTRA})
 
 
 def start(helm: Helm, *, mirrored: bool | None, execute: bool) -> Move:
@@ -50,8 +54,38 @@ def start(helm: Helm, *, mirrored: bool | None, execute: bool) -> Move:
         if not execute:
             return planned("start", now, to, lines)
         with helm.lease("start"):
+            _note_found(helm, endpoint)
             after = helm.shift(endpoint, "start", now, to, mirrored=wanted)
         return done("start", before, after, lines)
+
+
+def _note_found(helm: Helm, endpoint: Endpoint) -> None:
+    """Before the first write to both sides: put down new keys that are there and that no backfill of ours made.
+
+    Afterwards nothing could tell them from those that our clients write, and an undo must not take them.
+    """
+    with helm.history(endpoint) as history:
+        if any(transition.outcome == DONE for transition in history.transitions()):
+            return
+    endpoint.select(helm.plan.target_db)
+    if not endpoint.call("DBSIZE"):
+        return
+    with helm.connect(writable=False) as reader, Ledger.open(helm.ledger_path, mode="r") as ledger:
+        owned, twins = Owned(ledger), Twins(reader, helm.plan)
+        with helm.history(endpoint) as history:
+            for pages in (twins.old_side(), twins.without_old()):
+                for page in pages:
+                    there = twins.there([twin.new for twin in page])
+                    strange = [twin.new for twin in page if twin.new in there and not made_by_us(owned, twin)]
+                    history.note_found(strange)
+            history.note_found([(helm.plan.target_db, one.new_key) for one in twins.unplaced])
+        owned.close()
+
+
+def made_by_us(owned: Owned, twin: Twin) -> bool:
+    """Return whether the ledger says that we made the new key."""
+    known = owned.find(twin)
+    return known is not None and known[2]
 
 
 def _restore(helm: Helm, endpoint: Endpoint, lost: StateLost, mirrored: bool | None, execute: bool) -> Move:

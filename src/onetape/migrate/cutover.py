@@ -175,9 +175,7 @@ def _wait_aof(helm: Helm, endpoint: Endpoint) -> str | None:
 def _tidy(helm: Helm, endpoint: Endpoint, gated: Gated, limits: Limits) -> list[str]:
     """After the change: nothing here may undo it, so what fails is told."""
     try:
-        endpoint.select(helm.names.db)
-        if gated.settled:
-            endpoint.call("HDEL", helm.names.diverged, *gated.settled)
+        helm.forget_diverged(endpoint, gated.settled)
         if not limits.volatile_ok and parse_info(endpoint.call("INFO", "persistence")).get("aof_enabled") == "1":
             told = _wait_aof(helm, endpoint)
             return ["the new state is not on the server's disk yet"] if told is None else []

@@ -16,45 +16,16 @@ import msgspec
 
 from onetape.errors import EndpointError, StateMoved
 from onetape.migrate import content
-from onetape.migrate.content import Content
-from onetape.migrate.dump import digest, holds
 from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, is_lost
 from onetape.migrate.history import History
 from onetape.migrate.phase import Phase
-from onetape.migrate.slice_decide import content_digest, is_content_digest
+from onetape.migrate.side import BIG_BYTES, Side, read_sides
 from onetape.migrate.state import Names, decode
 from onetape.migrate.twins import Place
 
-#: Bigger values are read in slices, and compared by content.
-BIG_BYTES = 2 * 1024 * 1024
 #: Bigger values are not kept in the ledger: replacing one is refused unless it may be lost.
 KEPT_BYTES_MAX = 64 * 1024 * 1024
 _ATTEMPTS = 10
-
-
-class Side(msgspec.Struct, frozen=True):
-    """What one side holds: a digest of its value, or of its content where it is big; absolute expiry in ms, -1: none.
-
-    `payload`: its DUMP, None where it is big.
-    """
-
-    stands: bytes
-    expire_ms: int
-    payload: bytes | None
-    bytes_used: int
-    content: Content | None = None
-
-    def same(self, other: Side) -> bool:
-        """Return whether both are equal, as far as two digests can tell."""
-        return self.stands == other.stands and self.expire_ms == other.expire_ms
-
-    def is_what(self, written: bytes | None, expire_ms: int) -> bool:
-        """Return whether this is what the ledger says was written. An open digest (b"") says nothing."""
-        if not written or self.expire_ms != expire_ms:
-            return False
-        if self.payload is None or is_content_digest(written):
-            return self.stands == written
-        return holds(written, self.payload)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -153,8 +124,7 @@ class Forcer:
 
     def _once(self, leader: Place, follower: Place, decide: Decide, before_act: Callable[[Side], None]) -> Done | None:
         sizes = self._watch(leader, follower)
-        first = self._side(leader, sizes[0], max(sizes))
-        other = self._side(follower, sizes[1], max(sizes))
+        first, other = self._side(leader, max(sizes)), self._side(follower, max(sizes))
         if first is other is None or (first is not None and other is not None and first.same(other)):
             return self._as_of_one_moment(Done("equal"))
         order = decide(first, other)
@@ -199,20 +169,11 @@ class Forcer:
             self._fence.check(replies[3])
         return [size if isinstance(size, int) else 0 for size in (replies[-4], replies[-1])]
 
-    def _side(self, place: Place, size: int, biggest: int) -> Side | None:
-        db, key = place
-        self._endpoint.select(db)
-        if biggest > BIG_BYTES:
-            self._reader.select(db)
-            found = content.read_content(self._reader, key)  # under our WATCH, so as of one moment if EXEC succeeds
-            if found is None:
-                return None
-            expire_ms = -1 if found.expires_ms is None else found.expires_ms
-            return Side(content_digest(found), expire_ms, None, size, found)
-        payload = self._endpoint.call("DUMP", key)
-        if payload is None:
-            return None
-        return Side(digest(payload), content.expiry(self._endpoint, key), payload, size)
+    def _side(self, place: Place, biggest: int) -> Side | None:
+        # What is big is read by another connection, under our WATCH: so as of one moment, if EXEC succeeds.
+        reader = self._reader if biggest > BIG_BYTES else self._endpoint
+        (found,) = read_sides(reader, place[0], [place[1]], big=biggest > BIG_BYTES)
+        return found
 
     def _keep(self, leader: Place, follower: Place, side: Side, order: Order) -> Done | None:
         payload = side.payload
@@ -245,4 +206,4 @@ class Forcer:
         return result
 
 
-__all__ = ["Done", "Fence", "Forcer", "Order", "Side"]
+__all__ = ["Done", "Fence", "Forcer", "Order"]

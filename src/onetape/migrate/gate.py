@@ -50,11 +50,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gated(msgspec.Struct):
-    """What the gate found. `settled`: fields of the diverged keys that are equal again."""
+    """What the gate found. `settled`: diverged keys that are equal again, with what was told of them."""
 
     reasons: list[str] = []
     warnings: list[str] = []
-    settled: list[bytes] = []
+    settled: dict[bytes, dict[str, Any]] = {}
 
 
 def look(helm: Helm, endpoint: Endpoint, now: State, limits: Limits) -> Gated:
@@ -100,18 +100,26 @@ def _verified(helm: Helm, endpoint: Endpoint, limits: Limits, at_ms: int, found:
     _diverged(helm, endpoint, verified_ms, found)
 
 
+def settled(helm: Helm, endpoint: Endpoint) -> dict[bytes, dict[str, Any]]:
+    """Return the keys on the list of those that diverged that are equal again, with what was told of them."""
+    found = Gated()
+    _diverged(helm, endpoint, 0, found)
+    return found.settled
+
+
 def _diverged(helm: Helm, endpoint: Endpoint, verified_ms: int, found: Gated) -> None:
     """Look at the keys that diverged: those that are equal again count no more."""
     diverged = helm.diverged(endpoint)
-    if len(diverged) > _DIVERGED_MAX:
-        found.reasons.append(f"{len(diverged):,} keys diverged: verify again, with --repair")
-        return
     twins, routes = Twins(endpoint, helm.plan), Routes(helm.plan)
     newest_ms, unequal = 0, []
-    for field, facts in diverged.items():
+    if len(diverged) > _DIVERGED_MAX:
+        found.reasons.append(
+            f"{len(diverged):,} keys diverged, of which {_DIVERGED_MAX:,} were looked at: verify again"
+        )
+    for field, facts in list(diverged.items())[:_DIVERGED_MAX]:
         twin = twin_of(routes, field)
         if twin is None or not twins.unequal([twin]):
-            found.settled.append(field)
+            found.settled[field] = facts
             continue
         unequal.append(key_text(field))
         at_ms = facts.get("at_ms")
@@ -301,4 +309,4 @@ def _some(lines: list[str]) -> str:
     return "; ".join(lines[:_NAMED]) + more
 
 
-__all__ = ["Gated", "Limits", "look", "twin_of"]
+__all__ = ["Gated", "Limits", "look", "settled", "twin_of"]

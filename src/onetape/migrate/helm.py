@@ -196,6 +196,19 @@ class Helm:
         flat = endpoint.call("HGETALL", self.names.diverged)
         return {flat[i]: _json(flat[i + 1]) for i in range(0, len(flat), 2)}
 
+    def forget_diverged(self, endpoint: Endpoint, settled: dict[bytes, dict[str, Any]]) -> None:
+        """Take keys off that list, given with what was told of them: those told anew meanwhile stay on it."""
+        if not settled:
+            return
+        endpoint.select(self.names.db)
+        endpoint.call("WATCH", self.names.diverged)
+        now = self.diverged(endpoint)
+        same = [field for field, facts in settled.items() if now.get(field) == facts]
+        if same:
+            endpoint.pipeline([("MULTI",), ("HDEL", self.names.diverged, *same), ("EXEC",)])
+        else:
+            endpoint.call("UNWATCH")
+
     def told(self, endpoint: Endpoint, key: bytes) -> dict[str, Any] | None:
         """Return what is told under one of the migration's keys (mirror, operator), None where nothing is."""
         endpoint.select(self.names.db)

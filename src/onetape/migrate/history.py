@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS transition(id INTEGER PRIMARY KEY, at_ns INTEGER, com
     version INTEGER, by TEXT, reason TEXT, forced INTEGER, ended_ns INTEGER, outcome TEXT);
 CREATE TABLE IF NOT EXISTS replaced(id INTEGER PRIMARY KEY, at_ns INTEGER, command TEXT, db INTEGER, key BLOB,
     other_db INTEGER, other_key BLOB, payload BLOB, expire_ms INTEGER, ours INTEGER, why TEXT, put_back_ns INTEGER);
+CREATE TABLE IF NOT EXISTS found(db INTEGER, key BLOB, PRIMARY KEY(db, key)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS replaced_by_key ON replaced(db, key);
 """
 #: What the outcome of a transition says.
@@ -223,6 +224,16 @@ class History:
         for row in self._db.execute(f"SELECT {names} FROM replaced {where} ORDER BY id", values):
             values_of = dict(zip(Replaced.__struct_fields__, row, strict=True))
             yield Replaced(**{**values_of, "ours": bool(values_of["ours"])})
+
+    # New keys that were there before both sides were written
+
+    def note_found(self, places: Sequence[tuple[int, bytes]]) -> None:
+        """Put down new keys that the migration did not make."""
+        self._write(lambda: self._db.executemany("INSERT OR IGNORE INTO found VALUES(?,?)", places))
+
+    def was_found(self, db: int, key: bytes) -> bool:
+        """Return whether a new key was there before both sides were written."""
+        return self._has_tables and bool(self._all("SELECT 1 FROM found WHERE db = ? AND key = ?", (db, key)))
 
     def put_back(self, db: int, key: bytes) -> None:
         """Write down that what this key held was put back."""

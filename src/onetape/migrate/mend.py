@@ -16,10 +16,11 @@ import msgspec
 from onetape.migrate import decide
 from onetape.migrate.decide import DIGEST_OPEN
 from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.force import Done, Forcer, Order, Side
+from onetape.migrate.force import Done, Forcer, Order
 from onetape.migrate.ledger import NO_TICKS, NOT_LANDED, Entry, Ledger, Outcome, Row, key_hash
 from onetape.migrate.plan import Plan
 from onetape.migrate.report import key_text
+from onetape.migrate.side import Side
 from onetape.migrate.twins import Place, Twin, Twins
 
 #: Twins that differ, looked at in one go: memory is bounded by them.

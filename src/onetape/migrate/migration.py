@@ -15,7 +15,7 @@ import msgspec
 
 from onetape import clock
 from onetape.errors import ConfigInvalid, EndpointError, LedgerBusy, PreflightRefused
-from onetape.migrate import course, preflight
+from onetape.migrate import course, gate, preflight
 from onetape.migrate import phase as phases
 from onetape.migrate import state as states
 from onetape.migrate.backfill import (
@@ -29,6 +29,7 @@ from onetape.migrate.backfill import (
 )
 from onetape.migrate.cutover import cutover
 from onetape.migrate.endpoint import Endpoint, connect_again
+from onetape.migrate.finish import finish
 from onetape.migrate.gate import Limits
 from onetape.migrate.helm import Helm
 from onetape.migrate.ledger import Ledger
@@ -41,6 +42,7 @@ from onetape.migrate.plan import Plan
 from onetape.migrate.published import Publisher
 from onetape.migrate.remote import Bridge, away, connect_both
 from onetape.migrate.remote.fitness import check_both
+from onetape.migrate.repair import repair
 from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, Report, UnmatchedKeys
 from onetape.migrate.report import save as save_report
 from onetape.migrate.reverse import rollback
@@ -48,6 +50,7 @@ from onetape.migrate.state import Lease, State
 from onetape.migrate.status import PlanCheck, Reason, Status, status_of
 from onetape.migrate.throttle import Settings
 from onetape.migrate.ticks import Lander
+from onetape.migrate.undo import undo
 from onetape.migrate.verdict import Verification
 from onetape.migrate.verify import verify
 from onetape.progress import Progress, ProgressMeter
@@ -324,6 +327,8 @@ class Migration:
                     verified_skips=msgspec.json.encode(course.harmful(result)).decode(),
                 )  # fmt: skip
             now = self.helm.look(writer)
+            if proven:
+                self.helm.forget_diverged(writer, gate.settled(self.helm, writer))
             if now is None or now.phase is not Phase.BACKFILLED:
                 return result
             if proven:
@@ -411,6 +416,55 @@ class Migration:
         """
         goal = None if to is None else phases.parse(str(to))
         return self._told(rollback(self.helm, to=goal, force=force, discard=discard, execute=execute))
+
+    def repair(self, *, replace_newer: bool = False, discard: bool = False, execute: bool = False) -> Move:
+        """Make what differs equal, towards the side that is the truth in this phase; a dry run until `execute`.
+
+        A value that is replaced is kept in the ledger, so that undo() can put it back; `discard`: one too big for that
+        may be lost. replace_newer: also values that somebody newer had written before both sides were. What is not
+        touched is named. Raises PhaseRefused, OperatorBusy, LedgerBusy, StateMoved, StateLost.
+        """
+        self._same_server("repair")
+        return self._told(
+            repair(self.helm, replace_newer=replace_newer, discard=discard, execute=execute)
+        )  # fmt: skip
+
+    def finish(
+        self,
+        *,
+        quiet_for_s: float = 300.0,
+        drop_differing: bool = False,
+        force: bool = False,
+        execute: bool = False,
+    ) -> Move:
+        """End the migration and remove the old keys; a dry run until `execute`. Nothing leads back from it.
+
+        An old key stays, and is named, where nothing says that what it holds is elsewhere; drop_differing: it goes, and
+        the ledger keeps its value. quiet_for_s: refused (GateRefused) while connections that are not ours used an old
+        database within that time, unless `force`. Killed and given again, it goes on. Raises PhaseRefused and
+        OperatorBusy.
+        """
+        plan = self._plan
+        return self._told(
+            finish(
+                self.helm,
+                lander=lambda endpoint: Lander(endpoint, plan.target_db, self.tape, plan.timezone),
+                quiet_for_s=quiet_for_s,
+                drop_differing=drop_differing,
+                force=force,
+                execute=execute,
+            )
+        )
+
+    def undo(self, *, execute: bool = False) -> Move:
+        """Remove the new keys that still are what the migration made, put back what it replaced; a dry run first.
+
+        For a migration in `planned`, after rollback(), and for one that never was live. What somebody wrote since stays
+        and is named; records on the tape stay. The ledger is put away at the end. Raises PhaseRefused, OperatorBusy,
+        LedgerBusy.
+        """
+        self._same_server("undo")
+        return self._told(undo(self.helm, tape=self.tape, execute=execute))
 
     def _told(self, move: Move) -> Move:
         notes, self.helm.notes = self.helm.notes, []

@@ -19,7 +19,7 @@ from onetape.migrate import state as states
 from onetape.migrate.course import done, nothing, planned
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.fence import unfence
-from onetape.migrate.force import Done, Fence, Forcer, Order, Side
+from onetape.migrate.force import Done, Fence, Forcer, Order
 from onetape.migrate.helm import Helm
 from onetape.migrate.history import History
 from onetape.migrate.ledger import Ledger
@@ -27,6 +27,7 @@ from onetape.migrate.mend import JOINED_BACK, UNPLACED, Mend, Mended, differing
 from onetape.migrate.move import Move
 from onetape.migrate.phase import Phase
 from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, key_text
+from onetape.migrate.side import Side
 from onetape.migrate.sides import Sides
 from onetape.migrate.state import State
 from onetape.migrate.twins import Twin, Twins

@@ -15,7 +15,7 @@ from onetape.errors import EndpointError, LedgerUnusable
 from onetape.migrate import content
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Argument, Endpoint, ReplyError
-from onetape.migrate.force import BIG_BYTES
+from onetape.migrate.side import BIG_BYTES
 from onetape.migrate.slice_decide import content_digest
 from onetape.migrate.twins import Place, Twin, Twins
 

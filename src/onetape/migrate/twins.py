@@ -115,7 +115,7 @@ class Twins:
                 ]
                 if twins:
                     wanted[key] = twins
-            there = self._exist(sorted({twin.old for twins in wanted.values() for twin in twins}))
+            there = self.there(sorted({twin.old for twins in wanted.values() for twin in twins}))
             page = []
             for key, twins in wanted.items():
                 if any(twin.old in there for twin in twins):
@@ -138,7 +138,7 @@ class Twins:
                 code = codes[place : place + 1]
                 if code == compare.EQUAL or (code in (compare.DIFFERENT, compare.BIG) and self.equal(twin)):
                     continue
-                if code == compare.NO_SOURCE and not self._exist([twin.new]):
+                if code == compare.NO_SOURCE and not self.there([twin.new]):
                     continue  # both are gone
                 found.append(twin)
         return found
@@ -157,15 +157,16 @@ class Twins:
     def _is_joined(self, target: bytes) -> bool:
         return self._merges and any(one.key is None for one in self._origins.of(target))
 
-    def _exist(self, places: Sequence[Place]) -> set[Place]:
-        there: set[Place] = set()
+    def there(self, places: Sequence[Place]) -> set[Place]:
+        """Return those of these places at which there is a key."""
+        found: set[Place] = set()
         for db in dict.fromkeys(db for db, _ in places):
             keys = [key for place, key in places if place == db]
             self._endpoint.select(db)
             for key, reply in zip(keys, self._endpoint.pipeline([("EXISTS", key) for key in keys]), strict=True):
                 if reply == 1:
-                    there.add((db, key))
-        return there
+                    found.add((db, key))
+        return found
 
 
 __all__ = ["Place", "Twin", "Twins", "Unplaced"]

@@ -1,4 +1,4 @@
-"""The way back from each phase: nothing written meanwhile is lost, expiries are exact, and a kill anywhere is no harm."""
+"""The way back from each phase: nothing written meanwhile is lost, expiries are exact, a kill anywhere is no harm."""
 
 from __future__ import annotations
 
