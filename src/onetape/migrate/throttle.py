@@ -17,7 +17,7 @@ from onetape.errors import ConfigInvalid
 from onetape.migrate.latency import p99
 from onetape.migrate.market_hours import MarketHours
 
-RATE_FIRST, RATE_MIN, RATE_MAX = 10_000.0, 200.0, 1_000_000.0
+RATE_FIRST, RATE_MIN, RATE_MAX = 10_000.0, 1000.0, 1_000_000.0
 #: A batch is at most as long as this at the present rate: others wait behind one batch, not behind a second's work.
 BATCH_S = 0.001
 BATCH_KEYS_MIN, BATCH_KEYS_MAX = 10, 200
