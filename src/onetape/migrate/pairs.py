@@ -232,6 +232,13 @@ class Checker:
             elif landed < min(ends):
                 found.finding = Finding.NOT_ON_TAPE
                 found.told = f"landed up to {at or 'nothing'} of {ours[0][0].decode()}"
+                found.event_ns = self._first_after(source_db, found.key, at)
+
+    def _first_after(self, source_db: int, key: bytes, at: str | None) -> int | None:
+        """Return when the first entry was added that is not on the tape, as its id says, ns since the epoch."""
+        self._endpoint.select(source_db)
+        page = self._endpoint.pipeline([("XRANGE", key, f"({at}" if at else "-", "+", "COUNT", 1)])[0]
+        return parse_id(page[0][0])[0] * 1_000_000 if isinstance(page, list) and page else None
 
     def merged_stream(self, found: Found, has_source: bool) -> bool:
         """Look at a stream of the target that ticks are merged into; return whether there is anything to say.
@@ -328,7 +335,7 @@ class Checker:
                     continue
                 found.event_ns = tick.event_ns
                 if earlier_of(self._endpoint, tick.stream, tick.identity):
-                    found.finding = Finding.STALE
+                    found.finding = Finding.LATER
                     found.told = "an earlier tick of this key is in the stream; the hash was written since"
             elif tick.identity in off_tape:
                 found.finding, found.told = Finding.NOT_ON_TAPE, "in the stream, but not on the tape"

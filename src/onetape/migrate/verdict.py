@@ -20,6 +20,7 @@ class Finding(enum.StrEnum):
     SKIPPED = "skipped"  # a rule says so
     NEWER_TARGET_KEPT = "newer_target_kept"  # the ledger says that somebody newer wrote the target
     STALE = "stale"  # the target is what was copied; the source was written since
+    LATER = "later"  # its ticks came after the last backfill: the next one brings them to their place
     NOT_A_TICK = "not_a_tick"  # copied or merged, but nothing that a tape could hold
     SOURCE_GONE = "source_gone"  # the ledger says that it was copied; the source is no more
     EXTRA = "extra"  # in the target, of a shape that a rule writes, and without a source
@@ -37,6 +38,7 @@ LISTED = frozenset(
         Finding.SKIPPED,
         Finding.NEWER_TARGET_KEPT,
         Finding.STALE,
+        Finding.LATER,
         Finding.NOT_A_TICK,
         Finding.SOURCE_GONE,
         Finding.EXTRA,

@@ -287,7 +287,7 @@ class _Run:
         began_ns = max((run.started_ns for run in ledger.runs() if run.command == "backfill"), default=None)
         for found in self.open.values():
             if found.event_ns is not None and began_ns is not None and found.event_ns > began_ns:
-                self._explained(found, Finding.STALE, "its tick is later than the last backfill")
+                self._explained(found, Finding.LATER, "its ticks came after the last backfill")
         newest: dict[tuple[int, bytes], Entry] = {}
         copied: dict[tuple[int, bytes], Entry] = {}
         unsourced = {found.target: found for found in self.open.values() if found.once and found.told == NO_SOURCE}
