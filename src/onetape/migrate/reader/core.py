@@ -7,6 +7,7 @@ import random
 import secrets
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from onetape.migrate.state import Names, State
 
 #: Shadow reads that may wait; more are dropped and counted.
 JOBS_MAX = 1000
+#: Comparisons a second: each takes the time of several reads from the process it is made in.
+JOBS_A_SECOND = 200
 #: Replies larger than this are not read a second and a third time for a comparison.
 COMPARED_BYTES_MAX = 1_000_000
 COMPARED_ELEMENTS_MAX = 10_000
@@ -105,6 +108,7 @@ class Core:
         self.pins: dict[tuple[bytes, str], Side] = {}
         self.wake: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
+        self._second = self._offered = 0
 
     def forked(self) -> None:
         """Begin anew in a process that was forked: another client, with nothing to do yet."""
@@ -115,7 +119,11 @@ class Core:
         """Queue a comparison, or count it as dropped. Never waits."""
         if isinstance(reply, Exception) or _large(reply):
             return
-        if len(self.jobs) >= JOBS_MAX:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._offered = second, 0
+        self._offered += 1
+        if len(self.jobs) >= JOBS_MAX or self._offered > JOBS_A_SECOND:
             self.tally.add("dropped")
             return
         self.jobs.append(job)

@@ -103,7 +103,7 @@ def _finish(
     if falls_back(state):
         yield from _fall_back(core, flat, sides, replies)
     else:
-        _count(core, flat, sides, replies)
+        _count(core, flat, sides)
     if state is not None and state.shadow_share and can_compare(state):
         _shadow(core, flat, replies)
     for place, (item, side) in enumerate(zip(flat, sides, strict=True)):
@@ -211,13 +211,9 @@ def _command(item: Read | Plain, side: Side) -> Command:
     return sided.db, sided.args, dict(item.options)
 
 
-def _count(core: Core, flat: Sequence[Read | Plain], sides: Sequence[Side], replies: Sequence[Any]) -> None:
-    for item, side, _reply in zip(flat, sides, replies, strict=True):
-        if isinstance(item, Read):
-            if side == "new":
-                core.tally.new()
-            else:
-                core.tally.other("old_reads")
+def _count(core: Core, flat: Sequence[Read | Plain], sides: Sequence[Side]) -> None:
+    sided = [side for item, side in zip(flat, sides, strict=True) if isinstance(item, Read)]
+    core.tally.settle(sided.count("new"), sided.count("old"))
 
 
 def _fall_back(
@@ -225,20 +221,19 @@ def _fall_back(
 ) -> Generator[Ask, list[Any], None]:
     """Ask the old side for what the new one does not have; replies and sides are changed in place."""
     again: list[tuple[int, bool]] = []
+    new_reads = old_reads = 0
     commands: list[Command] = []
     for place, (item, side, reply) in enumerate(zip(flat, sides, replies, strict=True)):
         if not isinstance(item, Read):
             continue
         if side == "old":
-            core.tally.other("old_reads")
+            old_reads += 1
             continue
         failed = isinstance(reply, ResponseError)
         sure = item.name in reads.SURE
-        if not _lacking(item, reply):
-            core.tally.new()
-            continue
-        if item.old is None:  # its keys have no one place on the old side, so nothing but the new one can answer
-            core.tally.new()
+        # Where its keys have no one place on the old side, nothing but the new one can answer.
+        if item.old is None or not _lacking(item, reply):
+            new_reads += 1
             continue
         if block_ms(item) is not None:
             item = _with_block(item, None)
@@ -250,6 +245,7 @@ def _fall_back(
         commands.append((old.db, ("EXISTS", *old.keys), {}))
         commands.append((old.db, old.args, dict(item.options)))
         again.append((place, failed or sure))
+    core.tally.settle(new_reads, old_reads)
     if not again:
         return
     found = iter((yield Ask(commands)))

@@ -16,10 +16,10 @@ class ReadStats(msgspec.Struct, frozen=True, kw_only=True):
     """How a client's reads went. Counts since it was made; reads of keys that the plan leaves alone are in none.
 
     `reads`: all. `new_reads`: answered by the new side. `old_reads`: answered by the old side because it was its turn.
-    `old_fallbacks`: asked of the new side, which did not have what the old one has. `misses`: neither had it. `errors`:
-    fallbacks for an error of the new side, among them. `passed`: commands let through although their keys have two
-    sides. `shadow`: reads compared with the other side, `mismatches` of them differed twice, `dropped` were not
-    compared because the queue was full, `failed` because the other side did not answer.
+    `old_fallbacks`: asked of the new side, which did not have what the old one has; `errors` among them because the new
+    side gave an error. `misses`: neither had it. `passed`: commands let through although their keys have two sides.
+    `shadow`: reads compared with the other side; `mismatches` of them differed twice, `healed` once. `dropped`: not
+    compared because there were more than 200 a second, or the queue was full; `failed`: because a side did not answer.
     """
 
     reads: int = 0
@@ -56,6 +56,13 @@ class Tally:
         """Count something of ReadStats."""
         with self._lock:
             self._counts[what] += number
+
+    def settle(self, new_reads: int, old_reads: int) -> None:
+        """Count reads of a packet: answered by the new side, and by the old one in its turn."""
+        if new_reads:
+            self.new(new_reads)
+        if old_reads:
+            self.other("old_reads", old_reads)
 
     def new(self, number: int = 1) -> None:
         """Count reads that the new side answered."""
