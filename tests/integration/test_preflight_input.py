@@ -174,7 +174,7 @@ def test_each_payload_that_the_target_refuses_fails_by_name_and_the_others_go_on
 
     def damaging(lane: RemoteLane) -> Reading:
         reading = receive(lane)
-        keys = lane.reads._batch.keys
+        keys = [key for reads in lane._reading for key in reads._batch.keys]
         reading.sources = [
             bad.get(key.decode().removeprefix("old:"), held) for key, held in zip(keys, reading.sources, strict=True)
         ]

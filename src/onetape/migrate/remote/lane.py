@@ -20,8 +20,10 @@ from onetape.migrate.remote.cluster import Cluster
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"
 _UNCHANGED = _MULTI + _EXEC
-_ABSTTL = b"$6\r\nABSTTL\r\n"
-_REPLACE = b"$7\r\nREPLACE\r\n"
+_RESTORING = b"*5\r\n$7\r\nRESTORE\r\n%b$%d\r\n%b\r\n$%d\r\n"
+_REPLACING = b"*6" + _RESTORING[2:]
+_RESTORED = b"\r\n$6\r\nABSTTL\r\n*2\r\n$4\r\nDUMP\r\n%b"
+_REPLACED = b"\r\n$6\r\nABSTTL\r\n$7\r\nREPLACE\r\n*2\r\n$4\r\nDUMP\r\n%b"
 
 
 class Mark:
@@ -45,13 +47,18 @@ class Item(NamedTuple):
 
 
 class RemoteLane:
-    """A connection to each server, in one of four states: idle, reading, restoring, checking."""
+    """Connections to both servers, in one of four states: idle, reading, restoring, checking.
 
-    def __init__(self, source: Endpoint, target: Endpoint, target_db: int) -> None:
-        self.source = source
+    A source up to Redis 7.2 compares every key with all that the same connection watches already, so the keys of a
+    batch are shared out among `sources`.
+    """
+
+    def __init__(self, sources: Sequence[Endpoint], target: Endpoint, target_db: int) -> None:
+        self.sources = sources
         self.target = target
         self._target_db = target_db
-        self.reads = Lane(source, 0)
+        self.reads = [Lane(source, 0) for source in sources]
+        self._reading: list[Lane] = []
         self._target_reads = ClusterReads(target) if isinstance(target, Cluster) else Lane(target, 0)
         self.restores = ClusterRestores(target) if isinstance(target, Cluster) else NodeRestores(target, target_db)
         self._careful = False
@@ -59,23 +66,32 @@ class RemoteLane:
     @property
     def has_expire_time(self) -> bool:
         """Return whether both servers tell absolute expiries."""
-        return self.source.has_expire_time and self.target.has_expire_time
+        return self.sources[0].has_expire_time and self.target.has_expire_time
 
     def close(self) -> None:
-        """Close both connections."""
-        self.source.close()
-        self.target.close()
+        """Close all connections."""
+        for endpoint in (*self.sources, self.target):
+            endpoint.close()
 
     def send_read(self, batch: Batch) -> None:
         """Ask for all that is needed to decide the batch, under WATCH."""
         self._careful = batch.careful
-        self.reads.send_read(Batch(batch.db, batch.keys, batch.targets, batch.rules))
+        share = -(-len(batch.keys) // len(self.reads))
+        shares = Batch(batch.db, batch.keys, batch.targets, batch.rules).cut(0, len(batch.keys), share)
+        self._reading = self.reads[: len(shares)]
+        for lane, part in zip(self._reading, shares, strict=True):
+            lane.send_read(part)
         if batch.careful:
             self._target_reads.send_read(Batch(self._target_db, batch.targets, batch.targets, batch.rules))
 
     def receive_read(self) -> Reading:
         """Return the answers to send_read()."""
-        reading = self.reads.receive_read()
+        parts = [lane.receive_read() for lane in self._reading]
+        reading = Reading(
+            [one for part in parts for one in part.sources],
+            [one for part in parts for one in part.source_expiry],
+            refused=next((part.refused for part in parts if part.refused is not None), None),
+        )
         if self._careful:
             held = self._target_reads.receive_read()
             reading.targets, reading.target_expiry = held.sources, held.source_expiry
@@ -92,11 +108,13 @@ class RemoteLane:
 
     def send_check(self) -> None:
         """Ask whether a source key changed since it was read."""
-        self.source.send(_UNCHANGED)
+        for lane in self._reading:
+            lane.endpoint.send(_UNCHANGED)
 
     def receive_check(self) -> bool:
         """Return whether all are as they were read."""
-        return isinstance(self.source.receive(2)[1], list)
+        done = [lane.endpoint.receive(2)[1] for lane in self._reading]
+        return None not in done
 
 
 class NodeRestores:
@@ -110,7 +128,12 @@ class NodeRestores:
     def send(self, items: Sequence[Item]) -> None:
         packets = [self._select, _MULTI]
         for key, payload, expire_ms, replace in items:
-            packets += _restore(key, payload, expire_ms, replace)
+            # In pieces, so that the payload is not copied before the pieces are joined.
+            name, left = b"$%d\r\n%b\r\n" % (len(key), key), b"%d" % max(0, expire_ms)  # 0: it stays
+            head = _REPLACING if replace else _RESTORING
+            packets.append(head % (name, len(left), left, len(payload)))
+            packets.append(payload)
+            packets.append((_REPLACED if replace else _RESTORED) % name)
         packets.append(_EXEC)
         self._number = len(items)
         self._endpoint.send(b"".join(packets))
@@ -122,6 +145,8 @@ class NodeRestores:
         if done is None:
             return [CHANGED] * number
         if isinstance(done, list):
+            if done[::2].count(b"OK") == number:
+                return done[1::2]
             return [_answer(done[at], done[at + 1]) for at in range(0, 2 * number, 2)]
         # Some could not be queued (out of memory, not allowed): they are to blame, the others go again.
         queued = replies[2:-1]
@@ -195,18 +220,3 @@ def _answer(restored: Any, held: Any) -> Answer:
     if isinstance(restored, ReplyError):
         return BUSY if restored.code == "BUSYKEY" else restored
     return held  # type: ignore[no-any-return]
-
-
-def _restore(key: bytes, payload: bytes, expire_ms: int, replace: bool) -> tuple[bytes, ...]:
-    """Return RESTORE and DUMP in pieces, so that the payload is not copied before the pieces are joined."""
-    name = bulk(key)
-    left = b"%d" % max(0, expire_ms)  # 0: it stays
-    head = b"*%d\r\n$7\r\nRESTORE\r\n%b$%d\r\n%b\r\n$%d\r\n" % (
-        6 if replace else 5,
-        name,
-        len(left),
-        left,
-        len(payload),
-    )
-    tail = b"\r\n" + _ABSTTL + (_REPLACE if replace else b"") + b"*2\r\n$4\r\nDUMP\r\n" + name
-    return head, payload, tail
