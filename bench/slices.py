@@ -1,0 +1,76 @@
+"""Slices: the longest that another client waits while a set of a million members moves, beside one COPY of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.measure import Line, Setting, alone, beside
+from onetape.embedded import EmbeddedServer
+from onetape.migrate import Migration
+from onetape.migrate.endpoint import Endpoint, pack
+
+_KEY = "volume_averages:NFO:MILLION"
+_PAGE = 1000
+#: Up to here nobody minds that a server does not answer, ms.
+_PAUSE_MS = 20
+
+
+def lines(setting: Setting, server: EmbeddedServer) -> list[Line]:
+    """Return the longest waits of a client that asks 1,000 times a second, and how long the move took."""
+    members = setting.scaled(1_000_000, 200_000)
+    _fill(server, members)
+    sliced: list[float] = []
+    whole: list[float] = []
+    seconds: list[float] = []
+    for _ in range(1 if setting.quick else setting.runs):
+        whole.append(max(_felt(server, lambda: _copy(server))))
+        with setting.scratch() as folder:
+            began_s = time.perf_counter()
+            sliced.append(max(_felt(server, lambda at=folder: _backfill(server, at))))
+            seconds.append(time.perf_counter() - began_s)
+    name = f"longest wait while a set of {members:,} members moves"
+    line = beside(name, "ms", sliced, "one COPY of it", whole, more_is_better=False)
+    line.target, line.reached = f"< {_PAUSE_MS}", line.ours < _PAUSE_MS
+    return [line, alone("the same, the move", "s", seconds)]
+
+
+def _fill(server: EmbeddedServer, members: int) -> None:
+    with Endpoint.connect(server.url) as endpoint:
+        endpoint.call("FLUSHALL")
+        endpoint.select(2)
+        for at in range(0, members, _PAGE):
+            names = [f"a member with a name {i}" for i in range(at, min(at + _PAGE, members))]
+            endpoint.exchange(pack("SADD", _KEY, *names), 1)
+
+
+def _copy(server: EmbeddedServer) -> None:
+    with Endpoint.connect(server.url, db=2, timeout_s=60.0) as endpoint:
+        endpoint.call("COPY", _KEY, "copied", "DB", 1)
+        endpoint.select(1)
+        endpoint.call("UNLINK", "copied")
+        time.sleep(0.5)  # it is freed beside
+
+
+def _backfill(server: EmbeddedServer, folder: Path) -> None:
+    with Endpoint.connect(server.url, db=1) as endpoint:
+        endpoint.call("FLUSHDB", "ASYNC")
+    time.sleep(0.5)
+    report = Migration(server.url, ledger_path=folder / "ledger.db").backfill()
+    assert report.totals == {"copied": 1}, report.totals
+
+
+def _felt(server: EmbeddedServer, work: Callable[[], None]) -> list[float]:
+    """Return the latencies, ms, of a visitor while the work is done."""
+    command = [sys.executable, "-m", "bench.visitor", str(server.port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        if child.stdout.readline() != "ready\n":
+            raise RuntimeError("the visitor did not start")
+        work()
+        found: list[float] = json.loads(child.communicate("\n", timeout=60)[0])
+        return found
