@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -690,3 +692,20 @@ def test_a_client_that_nobody_holds_any_more_ends_its_thread(server: EmbeddedSer
     assert thread is not None and thread.is_alive()
     del reader
     until(lambda: not thread.is_alive())
+
+
+def test_a_process_that_ends_without_closing_takes_its_heartbeat_along(
+    server: EmbeddedServer, operator: Operator
+) -> None:
+    script = f"""
+import time
+from onetape.migrate.reader import ReaderRedis
+reader = ReaderRedis(port={server.port}, db=5)
+reader.get("{OLD}")
+while not reader.status().stats.reads or not reader._in(1).hlen({NAMES.clients!r}):
+    time.sleep(0.01)
+print(reader.status().name)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0 and ran.stdout.strip(), ran.stderr
+    assert operator.db[1].hlen(NAMES.clients) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -215,6 +216,19 @@ class ReaderRedis(redis.Redis):
             self._attended_by = os.getpid()
 
 
+_running: weakref.WeakSet[_Stop] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Take the heartbeats out of Redis where a process ends without closing its clients."""
+    stops = list(_running)
+    for stop in stops:
+        stop.set()
+    for stop in stops:
+        stop.join(2.0)
+
+
 class _Stop:
     """The attendant's thread, and the way to end it. It knows the core but not the client, so a client can go."""
 
@@ -225,6 +239,7 @@ class _Stop:
 
     def start(self, core: Core, pool: Any) -> None:
         core.wake = self._wake.set
+        _running.add(self)
         self._thread = threading.Thread(target=self._run, args=(core, pool), name="onetape-reader", daemon=True)
         self._thread.start()
 
@@ -232,9 +247,9 @@ class _Stop:
         self._over.set()
         self._wake.set()
 
-    def join(self) -> None:
+    def join(self, timeout_s: float = 5.0) -> None:
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(5.0)
+            self._thread.join(timeout_s)
 
     def _run(self, core: Core, pool: Any) -> None:
         asked = attendant.attend(core)
