@@ -25,6 +25,7 @@ from onetape.cli import (
     mirror,
     names,
     query,
+    rehearse,
     sql,
     watch,
 )
@@ -124,6 +125,7 @@ app.command("mem")(care.mem)
 app.command("prune")(care.prune)
 app.add_typer(care.snapshot_app, name="snapshot")
 migrate.app.command("mirror", epilog=mirror.ENDS)(mirror.mirror)
+migrate.app.command("rehearse", epilog=rehearse.ENDS)(rehearse.rehearse)
 migrate.app.command("watch")(watch.watch)
 migrate.app.command("metrics")(watch.metrics)
 app.add_typer(migrate.app, name="migrate")
