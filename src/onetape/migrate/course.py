@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from onetape.errors import ConfigInvalid, PhaseRefused, StateLost, StateMoved
 from onetape.migrate import phase as phases
 from onetape.migrate import state as states
@@ -18,6 +20,7 @@ from onetape.migrate.owned import Owned
 from onetape.migrate.phase import Phase
 from onetape.migrate.routes import Routes
 from onetape.migrate.state import State
+from onetape.migrate.throttle import Settings
 from onetape.migrate.twins import Twin, Twins
 from onetape.migrate.verdict import LISTED, Finding, Verification
 
@@ -184,8 +187,18 @@ def throttle(helm: Helm, settings: Mapping[str, Any], *, clear: bool) -> Move:
         now = states.required(helm.look(endpoint))
     merged = {**({} if clear else now.throttle), **settings}
     kept = {name: value for name, value in merged.items() if value is not None}
+    throttle_settings(kept)
     told = ", ".join(f"{name} = {value}" for name, value in sorted(kept.items())) or "no settings: as fast as it may"
     return setting(helm, "throttle", f"throttle: {told}", throttle=kept)
+
+
+def throttle_settings(given: Mapping[str, Any]) -> Settings:
+    """Return settings of the throttle. Raises ConfigInvalid, naming the one that cannot be."""
+    try:
+        return msgspec.convert({name: value for name, value in given.items() if value is not None}, Settings)
+    except (msgspec.ValidationError, ValueError) as error:
+        names = ", ".join(Settings.__struct_fields__)
+        raise ConfigInvalid(f"throttle: {error}", hint=f"settings are {names}") from error
 
 
 def nothing(command: str, now: State | None, line: str) -> Move:

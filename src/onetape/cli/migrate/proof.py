@@ -1,0 +1,68 @@
+"""The command that proves a migration on paper: onetape migrate report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onetape.cli import output
+from onetape.cli.migrate.options import (
+    Json,
+    Ledger,
+    NoTape,
+    PlanFile,
+    Redis,
+    ReportDir,
+    TargetDb,
+    migration_of,
+    opened_tape,
+    settings_of,
+)
+from onetape.cli.options import TapePath
+
+
+def report(
+    redis: Redis = None,
+    plan_file: PlanFile = None,
+    target_db: TargetDb = None,
+    ledger: Ledger = None,
+    tape: TapePath = None,
+    no_tape: NoTape = False,
+    sign: Annotated[str | None, typer.Option("--sign", metavar="NAME", help="Who stands for it.")] = None,
+    note: Annotated[list[str] | None, typer.Option("--note", help="A line to put into it; may be repeated.")] = None,
+    check: Annotated[
+        Path | None, typer.Option("--check", metavar="FILE", help="Only check that a report was not altered.")
+    ] = None,
+    report_dir: ReportDir = None,
+    json: Json = False,
+) -> None:
+    """Write the signed-off report: what was moved, what proves it, and who stands for it; as JSON and as a page.
+
+    Old keys, new keys and tape are held against each other by symbol and day. Only reads.
+    """
+    from onetape.migrate.proof import check_proof, make_proof
+
+    if check is not None:
+        found = check_proof(check)
+        if json:
+            typer.echo(output.json_line(found.to_dict()))
+            return
+        signed = f", signed by {found.signed_by}" if found.signed_by else ""
+        typer.echo(output.plain(f"unaltered: {', '.join(found.files)}: {found.verdict}{signed}"))
+        return
+    settings = settings_of(redis, plan_file, target_db, ledger, tape, report_dir)
+    with opened_tape(settings, no_tape, "r") as opened:
+        migration = migration_of(settings, opened)
+        with migration.helm.connect(writable=False) as endpoint:
+            proof = make_proof(
+                endpoint, migration.helm.plan, migration.status(), tape=opened, sign=sign, notes=note or ()
+            )
+    paths = proof.save(settings.reports_dir)
+    if json:
+        typer.echo(output.json_line({"json": str(paths.json), "page": str(paths.page), **proof.to_dict()}))
+        return
+    typer.echo(output.plain(f"verdict: {proof.content['verdict']}"))
+    typer.echo(f"report: {paths.json}")
+    typer.echo(f"page: {paths.page}")
