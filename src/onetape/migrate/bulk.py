@@ -31,9 +31,9 @@ from onetape.migrate.ledger import OPEN, Ledger, Row, key_hash
 
 #: Keys of a batch. A server takes what one client has sent 16 KiB at a time, so larger batches are felt no more by
 #: others; they save ledger transactions.
-BATCH_KEYS = 400
+BATCH_KEYS = 500
 #: Connections with a batch on its way each.
-WORKERS = 3
+WORKERS = 2
 
 _LENGTHS = [b"\r\n$%d\r\n" % size for size in range(1024)]
 _COPY = [b"*5\r\n$4\r\nCOPY\r\n$%d\r\n" % size for size in range(1024)]

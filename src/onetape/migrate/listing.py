@@ -288,12 +288,16 @@ class _Repeats:
         """Return, at the end of the scan, the kept keys that were new after all, each once."""
         if not self._suspects:
             return []
-        prints = np.fromiter(self._suspects, np.int64, len(self._suspects))
+        prints = np.sort(np.fromiter(self._suspects, np.int64, len(self._suspects)))
         repeated = np.zeros(len(prints), bool)
         self._file.seek(0)
         while chunk := self._file.read(8 * 2**17):
-            repeated |= np.isin(prints, np.frombuffer(chunk, np.int64))
-        return [key for key, again in zip(self._suspects.values(), repeated, strict=True) if not again]
+            # The few are searched for the many: numpy's isin would sort the many.
+            given = np.frombuffer(chunk, np.int64)
+            places = np.minimum(np.searchsorted(prints, given), len(prints) - 1)
+            repeated[places[prints[places] == given]] = True
+        again = set(prints[repeated].tolist())
+        return [key for one, key in self._suspects.items() if one not in again]
 
     def close(self) -> None:
         self._bits = np.zeros(0, np.uint8)  # the next database needs the room

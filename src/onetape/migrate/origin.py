@@ -32,6 +32,10 @@ class _Way:
         self._part = names.index(part) if part in names else -1
         self._choices = tuple(value.encode() for value in values)
         self._prefix = prefix.encode()
+        # Where both sides write the same parts between the same separators, what lies after the beginning is the same.
+        same = self.target.names == source.names and self.target.separators == source.separators and not prefix
+        self.source_prefix = source.prefix if same and not source.suffix and not self.target.suffix else None
+        self.start = len(self.target.prefix)
 
     def source_keys(self, values: tuple[bytes, ...]) -> list[bytes]:
         """Return the source keys that the parts of a target's name can stand for."""
@@ -69,8 +73,18 @@ class Origins:
     def of(self, target: bytes) -> list[Origin]:
         """Return every origin that the plan allows a target key to have, in the order of the rules."""
         found: list[Origin] = []
-        for prefix, way, matcher, kind in self._by_head.get(_head(target)) or self._by_head[b""]:
+        for prefix, way, matcher, kind in self._by_head.get(target[: target.find(b":") + 1]) or self._by_head[b""]:
             if not target.startswith(prefix):
+                continue
+            if way.source_prefix is not None and not kind and way.rule.kind != "hash_ticks":
+                key = way.source_prefix + target[way.start :]
+                # Forward again: that looks for the separators, and whether another rule or case takes the key.
+                match = matcher.match_type(key, kind) if matcher.by_type else matcher.match(key)
+                in_place = key == target and way.rule.source_db == self._target_db
+                if match is not None and match[1] is way.rule and match[2] == target and not in_place:
+                    origin = Origin(way.rule.source_db, key, way.rule)
+                    if not found or origin not in found:  # two cases may have one template
+                        found.append(origin)
                 continue
             values = way.target.split(target)
             if values is None:
