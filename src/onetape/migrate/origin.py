@@ -97,7 +97,9 @@ class Origins:
                 match = matcher.match_type(key, kind)
                 in_place = key == target and rule.source_db == self._target_db
                 if match is not None and match[1] is rule and match[2] == target and not in_place:
-                    found.append(Origin(rule.source_db, key, rule))
+                    origin = Origin(rule.source_db, key, rule)
+                    if origin not in found:
+                        found.append(origin)
         return found
 
 
