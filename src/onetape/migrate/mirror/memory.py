@@ -89,6 +89,7 @@ class Memory:
         self._db = db
         self._lock_fd: int | None = lock_fd
         self._epoch = int(self.state("epoch") or 0)
+        self._kept = int(self._all("SELECT count(*) FROM kept")[0][0])
 
     @classmethod
     def open(cls, path: str | Path) -> Memory:
@@ -194,19 +195,21 @@ class Memory:
         before = self._all("SELECT why FROM kept WHERE old_db = ? AND old_key = ?", place)
         row = (*place, new_key, rule, why, at_ms)
         self._write(lambda: self._db.execute("INSERT OR REPLACE INTO kept VALUES(?,?,?,?,?,?)", row))
+        self._kept += not before
         return not before or before[0][0] != why
 
     def settled(self, places: Sequence[Place]) -> list[Place]:
         """Take pairs off the list of those that differ; return which of these were on it."""
         sql = "SELECT 1 FROM kept WHERE old_db = ? AND old_key = ?"
-        there = [place for place in places if self._all(sql, place)] if self.kept_count() else []
+        there = [place for place in places if self._all(sql, place)] if self._kept else []
         if there:
+            self._kept -= len(there)
             self._write(lambda: self._db.executemany("DELETE FROM kept WHERE old_db = ? AND old_key = ?", there))
         return there
 
     def kept_count(self) -> int:
         """Return how many pairs differ and are left so."""
-        return int(self._all("SELECT count(*) FROM kept")[0][0])
+        return self._kept
 
     def kept(self, after: Place = (-1, b""), most: int = 300) -> list[tuple[int, bytes, bytes, int, str]]:
         """Return pairs that differ and are left so, by place: old database, old key, new key, rule, why."""
