@@ -58,15 +58,25 @@ class AsyncDual:
         """Carry out a mapped command and return its reply. Raises as redis-py does."""
         return await self.steps(lambda lane: self.exchange.ask(lane, mapped, decode=decode))
 
-    async def steps(self, make: Callable[[Wire], Steps], *, wake: bool = True) -> Any:
+    async def steps(self, make: Callable[[Wire], Steps]) -> Any:
         """Carry out steps on a lane of their own, with redis-py's own retries."""
         lane = self.lanes.take()
-        if wake:
-            self.wake()
+        self.wake()
         try:
             return await lane.connection.retry.call_with_retry(
                 lambda: self._once(lane, make), lambda _: self.lost(lane)
             )
+        finally:
+            self.lanes.give(lane)
+
+    async def once(self, make: Callable[[Wire], Steps]) -> Any:
+        """Carry out steps that nobody waits for: without trying again."""
+        lane = self.lanes.take()
+        try:
+            return await self._once(lane, make)
+        except BaseException:
+            await lane.drop()
+            raise
         finally:
             self.lanes.give(lane)
 
@@ -94,7 +104,7 @@ class AsyncDual:
             await asyncio.gather(task, return_exceptions=True)
         if self.beat.told:
             try:
-                await self.steps(self.beat.goodbye, wake=False)
+                await self.once(self.beat.goodbye)
             except (RedisError, OnetapeError, OSError) as error:
                 _log.info("the heartbeat of %s stays until it is old: %s", self.id, error)
         await self.lanes.close()
@@ -108,7 +118,7 @@ async def _beat_on(of: weakref.ref[AsyncDual], beat: Beat) -> None:
             return
         if beat.due():
             try:
-                await dual.steps(beat.pulse, wake=False)
+                await dual.once(beat.pulse)
             except (RedisError, OnetapeError, OSError) as error:  # a write will meet it too, and tell its caller
                 _log.warning("no heartbeat of %s: %s", dual.id, error)
         del dual

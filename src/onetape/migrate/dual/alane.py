@@ -25,14 +25,16 @@ class AsyncLane(Track):
         connection = self.connection
         if connection.should_reconnect():
             await self.drop()
-        await connection.connect()
-        try:
-            if await connection.can_read():
-                raise ConnectionError("Connection has data")
-        except (ConnectionError, TimeoutError, OSError):
+        if connection.is_connected:
+            try:
+                if not await connection.can_read():
+                    await connection.check_health()
+                    return
+            except (ConnectionError, TimeoutError, OSError):
+                pass
             await self.drop()
-            await connection.connect()
-        await connection.check_health()
+        # Whoever carries out the steps tries again; it would be tried again and again for each of these times.
+        await connection.connect_check_health(retry_socket_connect=False)
 
     async def drop(self) -> None:
         """Close the connection."""

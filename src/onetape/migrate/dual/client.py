@@ -48,13 +48,23 @@ class Dual:
         """Carry out a mapped command and return its reply. Raises as redis-py does."""
         return self.steps(lambda lane: self.exchange.ask(lane, mapped, decode=decode))
 
-    def steps(self, make: Callable[[Lane], Steps], *, wake: bool = True) -> Any:
+    def steps(self, make: Callable[[Lane], Steps]) -> Any:
         """Carry out steps on a lane of their own, with redis-py's own retries."""
-        if wake:
-            self.heartbeat.wake()
+        self.heartbeat.wake()
         lane = self.lanes.take()
         try:
             return lane.connection.retry.call_with_retry(lambda: self._once(lane, make), lambda _: self.lost(lane))
+        finally:
+            self.lanes.give(lane)
+
+    def once(self, make: Callable[[Lane], Steps]) -> Any:
+        """Carry out steps that nobody waits for: without trying again."""
+        lane = self.lanes.take()
+        try:
+            return self._once(lane, make)
+        except BaseException:
+            lane.drop()
+            raise
         finally:
             self.lanes.give(lane)
 

@@ -123,7 +123,7 @@ class Heartbeat:
         if dual is None or not self.beat.told or self._pid != os.getpid():
             return
         try:
-            dual.steps(self.beat.goodbye, wake=False)
+            dual.once(self.beat.goodbye)
         except (RedisError, OnetapeError, OSError) as error:
             _log.info("the heartbeat of %s stays until it is old: %s", dual.id, error)
 
@@ -135,7 +135,7 @@ def _beat_on(of: weakref.ref[Dual], beat: Beat, done: threading.Event) -> None:
             return
         if beat.due():
             try:
-                dual.steps(beat.pulse, wake=False)
+                dual.once(beat.pulse)
             except (RedisError, OnetapeError, OSError) as error:  # a write will meet it too, and tell its caller
                 _log.warning("no heartbeat of %s: %s", dual.id, error)
         del dual

@@ -28,6 +28,7 @@ class Known:
         self._limit = limit
         self._pairs: dict[Pair, None] = {}
         self.generation = 0
+        self.trusted = True
 
     def __contains__(self, route: Route) -> bool:
         return (route.old_db, route.old_key) in self._pairs
@@ -38,7 +39,7 @@ class Known:
     def add(self, routes: Iterable[Route], generation: int) -> None:
         """Remember pairs that a transaction left equal, unless everything was forgotten since `generation`."""
         pairs = self._pairs  # before the look at the generation: what is forgotten meanwhile is another one
-        if generation != self.generation:
+        if generation != self.generation or not self.trusted:
             return
         if len(pairs) >= self._limit:
             pairs.clear()
@@ -50,8 +51,13 @@ class Known:
         for route in routes:
             self._pairs.pop((route.old_db, route.old_key), None)
 
-    def forget(self) -> None:
-        """Forget everything: the state changed, a connection was lost, a database was emptied."""
+    def forget(self, *, trusted: bool = True) -> None:
+        """Forget everything: the state changed, a connection was lost, a database was emptied.
+
+        `trusted`: whether anything is remembered from here on. Not where the state is gone: a database that is emptied
+        once more would not be noticed.
+        """
+        self.trusted = trusted
         self.generation += 1
         self._pairs = {}
 

@@ -72,14 +72,16 @@ class Lane(Track):
         connection = self.connection
         if connection.should_reconnect():
             self.drop()
-        connection.connect()
-        try:
-            if connection.can_read():
-                raise ConnectionError("Connection has data")
-        except (ConnectionError, TimeoutError, OSError):
+        if connection.is_connected:
+            try:
+                if not connection.can_read():
+                    connection.check_health()
+                    return
+            except (ConnectionError, TimeoutError, OSError):
+                pass
             self.drop()
-            connection.connect()
-        connection.check_health()
+        # Whoever carries out the steps tries again; it would be tried again and again for each of these times.
+        connection.connect_check_health(retry_socket_connect=False)
 
     def drop(self) -> None:
         """Close the connection."""

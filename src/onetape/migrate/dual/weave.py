@@ -38,7 +38,10 @@ redis.call('SELECT',ARGV[1])
 local l=redis.call('XREVRANGE',KEYS[1],'+','-','COUNT',1)[1]
 local f=l and ARGV[3]=='1' and redis.call('XRANGE',KEYS[1],'-','+','COUNT',1)[1]
 redis.call('SELECT',ARGV[2])
-if not l then return redis.error_reply('EMPTY') end
+if not l then
+if ARGV[4]=='0' then return redis.pcall('XTRIM',KEYS[2],'MAXLEN','=','0') end
+return redis.error_reply('EMPTY')
+end
 local r=l[1]
 if ARGV[4]=='1' then r=redis.pcall('XADD',KEYS[2],l[1],unpack(l[2])) end
 if f and type(r)=='string' then redis.call('XTRIM',KEYS[2],'MINID','=',f[1]) end
