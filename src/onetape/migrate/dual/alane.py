@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hiredis
-from redis.asyncio.connection import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError, TimeoutError
 
 from onetape.migrate.dual.exchange import Send, Steps
@@ -33,8 +33,10 @@ class AsyncLane(Track):
             except (ConnectionError, TimeoutError, OSError):
                 pass
             await self.drop()
-        # Whoever carries out the steps tries again; it would be tried again and again for each of these times.
-        await connection.connect_check_health(retry_socket_connect=False)
+        if type(connection).connect is not AbstractConnection.connect:  # behind sentinels
+            await connection.connect()
+        else:  # whoever carries out the steps tries again; each of those times would be ten times again
+            await connection.connect_check_health(retry_socket_connect=False)
 
     async def drop(self) -> None:
         """Close the connection."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hiredis
-from redis.connection import ConnectionPool, HiredisRespSerializer
+from redis.connection import AbstractConnection, ConnectionPool, HiredisRespSerializer
 from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError, TimeoutError
 
 from onetape.migrate.dual.exchange import Send, Steps
@@ -80,8 +80,10 @@ class Lane(Track):
             except (ConnectionError, TimeoutError, OSError):
                 pass
             self.drop()
-        # Whoever carries out the steps tries again; it would be tried again and again for each of these times.
-        connection.connect_check_health(retry_socket_connect=False)
+        if type(connection).connect is not AbstractConnection.connect:  # behind sentinels
+            connection.connect()
+        else:  # whoever carries out the steps tries again; each of those times would be ten times again
+            connection.connect_check_health(retry_socket_connect=False)
 
     def drop(self) -> None:
         """Close the connection."""
