@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Any
 
 import msgspec
@@ -395,6 +395,8 @@ def _items(batch: Batch, reading: Reading, decided: Decided, lane: RemoteLane) -
             if replace
         }
     targets, payloads, expiries = batch.targets, reading.sources, reading.source_expiry
+    if len(decided.acts) == len(targets) and not any(over for _, over in decided.acts):  # nearly always
+        return list(map(Item, targets, payloads, expiries, repeat(False)))  # type: ignore[arg-type]
     return [Item(targets[place], payloads[place], expiries[place], over) for place, over in decided.acts]  # type: ignore[arg-type]
 
 

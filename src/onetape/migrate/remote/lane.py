@@ -24,6 +24,12 @@ _RESTORING = b"*5\r\n$7\r\nRESTORE\r\n%b$%d\r\n%b\r\n$%d\r\n"
 _REPLACING = b"*6" + _RESTORING[2:]
 _RESTORED = b"\r\n$6\r\nABSTTL\r\n*2\r\n$4\r\nDUMP\r\n%b"
 _REPLACED = b"\r\n$6\r\nABSTTL\r\n$7\r\nREPLACE\r\n*2\r\n$4\r\nDUMP\r\n%b"
+#: For small payloads in one piece: without an expiry (0), and with one.
+_STAYING = (
+    b"*5\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$1\r\n0\r\n$%d\r\n%b\r\n$6\r\nABSTTL\r\n*2\r\n$4\r\nDUMP\r\n$%d\r\n%b\r\n"
+)
+_EXPIRING = _STAYING.replace(b"$1\r\n0\r\n", b"$%d\r\n%b\r\n")
+_COPIED_BYTES = 4096
 
 
 class Mark:
@@ -127,13 +133,20 @@ class NodeRestores:
 
     def send(self, items: Sequence[Item]) -> None:
         packets = [self._select, _MULTI]
+        append = packets.append
         for key, payload, expire_ms, replace in items:
-            # In pieces, so that the payload is not copied before the pieces are joined.
-            name, left = b"$%d\r\n%b\r\n" % (len(key), key), b"%d" % max(0, expire_ms)  # 0: it stays
-            head = _REPLACING if replace else _RESTORING
-            packets.append(head % (name, len(left), left, len(payload)))
-            packets.append(payload)
-            packets.append((_REPLACED if replace else _RESTORED) % name)
+            size, bytes_ = len(key), len(payload)
+            if replace or bytes_ > _COPIED_BYTES:
+                # In pieces, so that a big payload is not copied before the pieces are joined.
+                name, left = b"$%d\r\n%b\r\n" % (size, key), b"%d" % max(0, expire_ms)
+                append((_REPLACING if replace else _RESTORING) % (name, len(left), left, bytes_))
+                append(payload)
+                append((_REPLACED if replace else _RESTORED) % name)
+            elif expire_ms < 0:
+                append(_STAYING % (size, key, bytes_, payload, size, key))
+            else:
+                left = b"%d" % expire_ms
+                append(_EXPIRING % (size, key, len(left), left, bytes_, payload, size, key))
         packets.append(_EXEC)
         self._number = len(items)
         self._endpoint.send(b"".join(packets))
