@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from onetape.errors import ConfigInvalid, PhaseRefused, StateLost, StateMoved
+from onetape.migrate import again
 from onetape.migrate import phase as phases
 from onetape.migrate import state as states
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.helm import Helm
-from onetape.migrate.history import DONE
+from onetape.migrate.history import DONE, History
 from onetape.migrate.ledger import Ledger
 from onetape.migrate.move import Move
 from onetape.migrate.owned import Owned
@@ -41,7 +42,7 @@ def start(helm: Helm, *, mirrored: bool | None, execute: bool) -> Move:
         before = Phase.PLANNED if now is None else now.phase
         to = phases.step("start", before)
         wanted = (now.mirrored if now else False) if mirrored is None else mirrored
-        if now is not None and now.phase is to and now.mirrored == wanted:
+        if now is not None and now.phase is to and now.mirrored == wanted and not again.due(helm):
             return nothing("start", now, "both sides are written already")
         lines = [
             f"from now on every client of onetape writes old and new names in one transaction: {before} becomes {to}",
@@ -54,12 +55,20 @@ def start(helm: Helm, *, mirrored: bool | None, execute: bool) -> Move:
             )
         if wanted:
             lines.append("there are writers that cannot be changed: run onetape migrate mirror beside them")
+        if again.due(helm):
+            lines.append("new keys of an earlier time of dual writing are made what their old ones are now")
         if not execute:
             return planned("start", now, to, lines)
-        with helm.lease("start"):
+        warnings: list[str] = []
+        with helm.lease("start") as lease:
             _note_found(helm, endpoint)
             after = helm.shift(endpoint, "start", now, to, mirrored=wanted)
-        return done("start", before, after, lines)
+            if again.due(helm):
+                with helm.history(endpoint) as history:
+                    followed = again.follow(helm, endpoint, history, lease.check)
+                lines += followed.lines("new")
+                warnings = followed.failed
+        return done("start", before, after, lines, warnings)
 
 
 def _note_found(helm: Helm, endpoint: Endpoint) -> None:
@@ -112,7 +121,7 @@ def _restore(helm: Helm, endpoint: Endpoint, lost: StateLost, mirrored: bool | N
     return done("start", known, after, lines)
 
 
-def switch_reads(helm: Helm, *, share: float, shadow: float | None, execute: bool) -> Move:
+def switch_reads(helm: Helm, *, share: float | None, shadow: float | None, execute: bool) -> Move:
     """Let readers ask the new names first, for a share of reads; compare a share of reads with the other side."""
     for name, value in (("share", share), ("shadow", shadow)):
         if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
@@ -120,6 +129,7 @@ def switch_reads(helm: Helm, *, share: float, shadow: float | None, execute: boo
     with helm.connect(writable=execute) as endpoint:
         now = states.required(helm.look(endpoint))
         to = phases.step("switch-reads", now.phase)
+        share = now.read_share if share is None else share
         shadowed = now.shadow_share if shadow is None else shadow
         if now.phase is to and (now.read_share, now.shadow_share) == (share, shadowed):
             return nothing("switch-reads", now, f"{share:.0%} of reads go to the new names first already")
@@ -154,19 +164,29 @@ def advance(helm: Helm, endpoint: Endpoint, command: str) -> State:
     raise AssertionError("unreachable")
 
 
-def harmful(result: Verification) -> dict[str, int]:
-    """Return finding → keys, of what a verify lists and what a reader of the new names would notice."""
+def harmful(result: Verification, *, again: bool = False) -> dict[str, int]:
+    """Return finding → keys, of what a verify lists and what a reader of the new names would notice.
+
+    `again`: both sides were written before, and then the old one alone: so a new key without an old one may be one that
+    was deleted meanwhile.
+    """
     found: dict[str, int] = {}
+    harmless = HARMLESS - {Finding.EXTRA} if again else HARMLESS
     for counts in result.counts.values():
         for name, number in counts.items():
-            if Finding(name) in LISTED - HARMLESS and number:
+            if Finding(name) in LISTED - harmless and number:
                 found[name] = found.get(name, 0) + number
     return found
 
 
-def proven(result: Verification) -> bool:
-    """Return whether a verify proves that readers may go to the new names."""
-    return not result.sampled and result.exit_code in (0, 3) and not harmful(result)
+def proven(result: Verification, *, again: bool = False) -> bool:
+    """Return whether a verify proves that readers may go to the new names. `again`: as of harmful()."""
+    return not result.sampled and result.exit_code in (0, 3) and not harmful(result, again=again)
+
+
+def was_left(history: History) -> bool:
+    """Return whether both sides were written before, and a way back led to the start."""
+    return any(one.outcome == DONE and one.after == Phase.PLANNED for one in history.transitions())
 
 
 def setting(helm: Helm, command: str, line: str, **fields: Any) -> Move:
@@ -235,4 +255,5 @@ def done(
     )  # fmt: skip
 
 
-__all__ = ["HARMLESS", "advance", "done", "harmful", "nothing", "planned", "proven", "setting", "start", "switch_reads"]
+__all__ = ["HARMLESS", "advance", "done", "harmful", "nothing", "planned", "proven", "setting", "start", "switch_reads",
+           "was_left"]  # fmt: skip

@@ -1,9 +1,9 @@
 """The mend: all twins that differ made equal again, towards the side that is the truth; what it replaces is kept.
 
 Towards the new side (before the cutover) a key that only the new side has is removed only if the ledger says that we
-wrote it; a value that somebody newer had put there before us is replaced only on demand. Towards the old side (after
-the cutover, and on the way back) an old key without a new one is removed only if the ledger says that there was a new
-one: then it was deleted there.
+wrote it, or on demand; a value that somebody newer had put there before us is replaced only on demand. Towards the old
+side (after the cutover, and on the way back) an old key without a new one is removed only if the ledger says that there
+was a new one: then it was deleted there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _AT_ONCE = 20_000
 #: Names of keys left as they are, in a result.
 LISTED = 100
 
-NOT_OURS = "has no old key, and the ledger does not say that it is a copy of ours"
+NOT_OURS = "has no old key, and the ledger does not say that it is a copy of ours: --replace-newer removes it"
 WRITTEN_SINCE = "has no old key any more, and was written since it was copied"
 NEWER = "somebody newer wrote it before both sides were written: --replace-newer puts the old value in its place"
 JOINED_BACK = "ticks of other keys are merged into it, so that the old stream cannot be made from it"
@@ -84,7 +84,8 @@ class Mend:
     """One mend of one migration. `towards`: the side that is made what the other one is.
 
     `ledger` may write where `towards` is "new": intents and outcomes are recorded, so that undo knows what is ours.
-    None where there is none; `forcer` None: a dry run.
+    None where there is none; `forcer` None: a dry run. `found`: whether a new key was there before both sides were
+    written: then it is somebody's own, and stays.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Mend:
         towards: str,
         *,
         replace_newer: bool = False,
+        found: Callable[[int, bytes], bool] = lambda db, key: False,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self._plan = plan
@@ -104,6 +106,7 @@ class Mend:
         self._ledger = ledger
         self._towards = towards
         self._replace_newer = replace_newer
+        self._found = found
         self._check = check
 
     def run(self) -> Mended:
@@ -179,6 +182,8 @@ class Mend:
         ours = copied is not None and copied.target == twin.new_key
         if old is None:
             if not ours or copied is None or new is None:
+                if self._replace_newer and not self._found(*twin.new):
+                    return Order("remove", "has no old key, and was not there before both sides were written")
                 return Order("leave", NOT_OURS)
             still = new.stands == b"?" or copied.is_open or new.is_what(copied.written, copied.expire_ms)
             if still or self._replace_newer:

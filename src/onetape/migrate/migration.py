@@ -319,12 +319,13 @@ class Migration:
         """Tell the history of a live migration what a verify found, and go on to `verified` where it proves enough."""
         if result.sampled:
             return result
-        proven = course.proven(result)
         with self._writer() as writer:
             with self.helm.history(writer) as history:
+                again = course.was_left(history)
+                proven, harmful = course.proven(result, again=again), course.harmful(result, again=again)
                 history.set_values(
                     verdict=result.verdict, verified_ms=str(began_ms), verified="1" if proven else "0",
-                    verified_skips=msgspec.json.encode(course.harmful(result)).decode(),
+                    verified_skips=msgspec.json.encode(harmful).decode(),
                 )  # fmt: skip
             now = self.helm.look(writer)
             if proven:
@@ -336,7 +337,7 @@ class Migration:
                 return result
         if result.exit_code == EXIT_FAILURES:
             return result
-        why = ", ".join(f"{number:,} {name}" for name, number in course.harmful(result).items())
+        why = ", ".join(f"{number:,} {name}" for name, number in harmful.items())
         hint = "readers of the new names would see something else: verify --repair settles them"
         return msgspec.structs.replace(result, note=f"the phase stays {now.phase}: {why}; {hint}")
 
@@ -379,10 +380,10 @@ class Migration:
             check_collisions(reader, self._plan)
         return self._told(course.start(self.helm, mirrored=mirrored, execute=execute))
 
-    def switch_reads(self, *, share: float = 1.0, shadow: float | None = None, execute: bool = False) -> Move:
+    def switch_reads(self, *, share: float | None = 1.0, shadow: float | None = None, execute: bool = False) -> Move:
         """Let a share of reads, 0 to 1, go to the new names first; a dry run until `execute`.
 
-        shadow: share of reads that are compared with the other side; None leaves it as it is. Given again, it changes
+        shadow: share of reads that are compared with the other side. None leaves a share as it is. Given again, it changes
         the shares. Raises PhaseRefused, ConfigInvalid, OperatorBusy, StateMoved, StateLost.
         """
         return self._told(course.switch_reads(self.helm, share=share, shadow=shadow, execute=execute))
@@ -421,8 +422,9 @@ class Migration:
         """Make what differs equal, towards the side that is the truth in this phase; a dry run until `execute`.
 
         A value that is replaced is kept in the ledger, so that undo() can put it back; `discard`: one too big for that
-        may be lost. replace_newer: also values that somebody newer had written before both sides were. What is not
-        touched is named. Raises PhaseRefused, OperatorBusy, LedgerBusy, StateMoved, StateLost.
+        may be lost. replace_newer: also values that somebody newer had written before both sides were, and new keys
+        that have no old one and came since. What is not touched is named. Raises PhaseRefused, OperatorBusy,
+        LedgerBusy, StateMoved, StateLost.
         """
         self._same_server("repair")
         return self._told(

@@ -39,7 +39,8 @@ def repair(helm: Helm, *, replace_newer: bool, discard: bool, execute: bool) -> 
                 fence = None if now is None else Fence(helm.names, phase)
                 forcer = Forcer(endpoint, reader, history, "repair", fence, discard=discard, at=helm.at)
                 mend = Mend(
-                    helm.plan, reader, forcer, ledger, towards, replace_newer=replace_newer, check=lease.check
+                    helm.plan, reader, forcer, ledger, towards, replace_newer=replace_newer,
+                    found=history.was_found, check=lease.check,
                 )  # fmt: skip
                 found = _until_settled(mend)
             ledger.end_run()

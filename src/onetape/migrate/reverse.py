@@ -147,6 +147,7 @@ class Way:
             self._helm.at("sides_taken")
             after = self._shift(now, to, **fields)
             sides.look(self._reader, hot)  # before those are written again that are written all the time
+            sides.take(self._reader, twins, self._check)  # and those that were created since
         return after
 
     def _shift(self, now: State, to: Phase, **fields: Any) -> State:

@@ -14,6 +14,7 @@ from onetape.migrate import compare, content
 from onetape.migrate.compare import Comparer
 from onetape.migrate.decide import SLACK_BEFORE_7_MS
 from onetape.migrate.endpoint import Endpoint, ReplyError
+from onetape.migrate.merge import merged_identity
 from onetape.migrate.origin import Origins
 from onetape.migrate.pairs import stream_is_base
 from onetape.migrate.plan import OURS, Plan
@@ -21,6 +22,8 @@ from onetape.migrate.report import key_text
 from onetape.migrate.scan import Scan
 
 Place = tuple[int, bytes]
+
+_ENTRIES_AT_ONCE = 500
 
 
 class Twin(NamedTuple):
@@ -120,6 +123,8 @@ class Twins:
             for key, twins in wanted.items():
                 if any(twin.old in there for twin in twins):
                     continue
+                if twins[0].joined and self._is_merged_alone(key):
+                    continue  # the ticks it was made of are where they were
                 if len(twins) == 1:
                     page += twins
                 else:
@@ -127,6 +132,18 @@ class Twins:
             self.met += len(page)
             if page:
                 yield page
+
+    def _is_merged_alone(self, stream: bytes) -> bool:
+        """Return whether all entries of a stream of the target were merged into it."""
+        self._endpoint.select(self._plan.target_db)
+        if self._endpoint.call("TYPE", stream) != b"stream":
+            return False
+        start = b"-"
+        while page := self._endpoint.call("XRANGE", stream, start, "+", "COUNT", _ENTRIES_AT_ONCE):
+            if any(merged_identity(fields) is None for _id, fields in page):
+                return False
+            start = b"(" + page[-1][0]
+        return True
 
     def unequal(self, twins: Sequence[Twin]) -> list[Twin]:
         """Return those whose sides differ in content or expiry, or of which one side is missing."""

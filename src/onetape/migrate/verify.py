@@ -33,6 +33,7 @@ from onetape.tape import Tape
 Progress = Callable[[int, int], None]
 
 _AGAIN = 1000
+_LOOKS_AT_EXTRA = 3
 #: Requests that the server has besides the one whose answer is worked on here.
 _AHEAD = 1
 _OPEN_MAX = 100_000
@@ -251,9 +252,26 @@ class _Run:
                     sourced.add(target)
                 else:
                     unsourced[target] = Found(db, key, target, rule, Finding.EXTRA, NO_SOURCE)
-        for target, extra in unsourced.items():
-            if target not in sourced:
-                self._note(extra)
+        left = [extra for target, extra in unsourced.items() if target not in sourced]
+        for _look in range(_LOOKS_AT_EXTRA):
+            left = self._still_extra(left)
+        for extra in left:
+            self._note(extra)
+
+    def _still_extra(self, found: list[Found]) -> list[Found]:
+        """Return those whose target is there and whose source is not: a writer of both sides may have come between."""
+        if not found:
+            return []
+        self._endpoint.select(self._plan.target_db)
+        there = self._endpoint.pipeline([("EXISTS", one.target) for one in found])
+        found = [one for one, exists in zip(found, there, strict=True) if exists]
+        left: list[Found] = []
+        for db in dict.fromkeys(one.source_db for one in found):
+            some = [one for one in found if one.source_db == db]
+            self._endpoint.select(db)
+            sources = self._endpoint.pipeline([("EXISTS", one.key) for one in some])
+            left += [one for one, exists in zip(some, sources, strict=True) if not exists]
+        return left
 
     def unsettled(self) -> list[Found]:
         """Return the open differences that another look could settle."""
