@@ -58,7 +58,12 @@ def switch_reads(
     target_db: TargetDb = None,
     ledger: Ledger = None,
     tape: TapePath = None,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of reads that go to the new names first.")] = 1.0,
+    share: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of reads that ask new names first. [default: 1, or as it is, with --shadow]"
+        ),
+    ] = None,
     shadow: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of reads that are compared with the other side.")
     ] = None,
@@ -67,7 +72,8 @@ def switch_reads(
 ) -> None:
     """Let readers ask the new names first, and the old ones where there is no new key. Again, it changes the shares."""
     migration = migration_of(settings_of(redis, plan_file, target_db, ledger, tape))
-    _end(migration.switch_reads(share=share, shadow=shadow, execute=execute), json)
+    wanted = 1.0 if share is None and shadow is None else share
+    _end(migration.switch_reads(share=wanted, shadow=shadow, execute=execute), json)
 
 
 def cutover(
