@@ -39,7 +39,7 @@ def plan(tmp_path: Path) -> str:
 
 def filled(server: EmbeddedServer) -> redis.Redis:
     old = redis.Redis(port=server.port, db=5)
-    old.mset({f"old:{i}": i for i in range(700)})
+    old.mset({f"old:{i}": b"%d" % i * 4000 for i in range(700)})  # so much that big keys go in slices
     old.sadd("old:many", *range(60_000))
     old.set(b"old:\xff", "x", pxat=4_000_000_000_123)
     old.set("nobody:knows", 1)

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.backfill import DATASET_BYTES_UNSLICED
+from onetape.migrate.endpoint import Endpoint, parse_info
 from onetape.migrate.listing import Listing, memory_usage
 from onetape.migrate.plan import Plan
 from onetape.migrate.report import key_text
@@ -77,6 +78,8 @@ def estimate(
 
 def biggest(endpoint: Endpoint, plan: Plan) -> tuple[BigKey, ...]:
     """Return the biggest keys that the plan moves, biggest first. Asks for the size of every key."""
+    held = int(parse_info(endpoint.call("INFO", "memory")).get("used_memory_dataset", 0))
+    slices = held > DATASET_BYTES_UNSLICED  # where all values together are small, none is asked for its size
     found: list[tuple[int, int, bytes]] = []
     listing = Listing(endpoint, plan)
     try:
@@ -91,6 +94,6 @@ def biggest(endpoint: Endpoint, plan: Plan) -> tuple[BigKey, ...]:
     for size, db, key in found:
         endpoint.select(db)
         kind = endpoint.call("TYPE", key)
-        sliced = size > (SLICE_BYTES_OF_BLOCKS if kind in BLOCKS else SLICE_BYTES)
+        sliced = slices and size > (SLICE_BYTES_OF_BLOCKS if kind in BLOCKS else SLICE_BYTES)
         keys.append(BigKey(source_db=db, key=key_text(key), type=kind.decode(), bytes_used=size, sliced=sliced))
     return tuple(keys)
