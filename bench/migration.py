@@ -15,6 +15,9 @@ from bench import keys
 from bench.measure import Line, Setting, alone, beside, percentile, take_turns
 from onetape.embedded import EmbeddedServer
 
+#: Keys a second of the backfill that a bystander is to feel little of.
+_STEADY_PER_S = 120_000
+
 
 def measure(setting: Setting) -> list[Line]:
     """Return the lines of the migrator, on a server of its own with mixed keys."""
@@ -31,15 +34,29 @@ def _speed(setting: Setting, server: EmbeddedServer, total: int) -> list[Line]:
     sample = setting.scaled(5_000, 200)
     again: list[float] = []
     verified: list[float] = []
+    sealed: list[float] = []
+    whole: list[float] = []
+
+    def moved(way: str, folder: Path) -> dict[str, Any]:
+        keys.empty_target(server.url)
+        first = _run(way, server, folder)
+        if first["keys"] != total or keys.copied(server.url) != total:
+            raise RuntimeError(f"{first['keys']} of {total} keys were copied")
+        return first
 
     def ours() -> float:
-        keys.empty_target(server.url)
         with setting.scratch() as folder:
-            first = _run("backfill", server, folder)
-            if first["keys"] != total or keys.copied(server.url) != total:
-                raise RuntimeError(f"{first['keys']} of {total} keys were copied")
+            first = moved("backfill", folder)
             again.append(_rate(_run("backfill", server, folder)))
             verified.append(_rate(_run("verify", server, folder)))
+        return _rate(first)
+
+    def bulk() -> float:
+        with setting.scratch() as folder:
+            first = moved("bulk", folder)
+            proof = _run("verify", server, folder)
+        sealed.append(_rate(proof))
+        whole.append(1e6 * (first["seconds"] + proof["seconds"]) / total)
         return _rate(first)
 
     def peer(way: str, number: int = 0) -> float:
@@ -48,46 +65,52 @@ def _speed(setting: Setting, server: EmbeddedServer, total: int) -> list[Line]:
             return _rate(_run(way, server, folder, number))
 
     figures = take_turns(
-        {"ours": ours, "blind": lambda: peer("blind"), "single": lambda: peer("single", sample)}, setting.runs
+        {"ours": ours, "bulk": bulk, "blind": lambda: peer("blind"), "single": lambda: peer("single", sample)},
+        setting.runs,
     )
+    live = f"backfill, both sides being written, {total:,} mixed keys"
     name, blind = f"backfill, {total:,} mixed keys", "redis-py, pipelined blind COPY"
     one = "redis-py, one command a round trip"
     return [
         beside(name, "keys/s", figures["ours"], blind, figures["blind"], ratio_at_least=1.0),
         beside(name, "keys/s", figures["ours"], one, figures["single"], ratio_at_least=30),
         beside("second backfill, nothing to do", "keys/s", again, blind, figures["blind"]),
-        alone("verify, both directions", "keys/s", verified),
+        beside(live, "keys/s", figures["bulk"], blind, figures["blind"], ratio_at_least=2),
+        beside(live, "keys/s", figures["bulk"], one, figures["single"], ratio_at_least=80),
+        alone("verify, both directions", "keys/s", verified, at_least=100_000),
+        alone("verify that takes the digests", "keys/s", sealed, at_least=100_000),
+        alone("moved and verified, both sides being written, a million keys", "s", whole, at_most=15),
     ]
 
 
 def _bystander(setting: Setting, server: EmbeddedServer) -> list[Line]:
     idle: list[list[float]] = []
-    busy: list[list[float]] = []
+    busy: dict[str, list[list[float]]] = {"backfill": [], "bulk": []}
+    rates: list[float] = []
     runs = 1 if setting.quick else max(3, setting.runs // 2)
     for _ in range(runs):
         with _visitor(server) as found:
             time.sleep(setting.scaled(20, 2) / 10)
         idle.append(found)
-        keys.empty_target(server.url)
-        with setting.scratch() as folder, _visitor(server) as found:
-            _run("backfill", server, folder)
-        busy.append(found)
+        for way, felt in busy.items():
+            keys.empty_target(server.url)
+            with setting.scratch() as folder, _visitor(server) as found:
+                run = _run(way, server, folder, _STEADY_PER_S if way == "bulk" else 0)
+            felt.append(found)
+            if way == "bulk":
+                rates.append(_rate(run))
     lines = []
-    for name, share, limit in (("p50", 0.50, None), ("p99", 0.99, 5)):
+    steady = f"a backfill of {_STEADY_PER_S:,} keys/s, both sides being written"
+    for name, share, limits in (("p50", 0.50, (None, None)), ("p99", 0.99, (5, 3))):
         quiet = [percentile(found, share) for found in idle]
-        felt = [percentile(found, share) for found in busy]
-        line = beside(
-            f"a client's GET at 1,000/s during a backfill, {name}",
-            "ms",
-            felt,
-            "the same, idle server",
-            quiet,
-            more_is_better=False,
-        )
-        if limit is not None:
-            line.target, line.reached = f"< {limit}", line.ours < limit
-        lines.append(line)
-    return lines
+        for (way, during), limit in zip((("backfill", "a backfill"), ("bulk", steady)), limits, strict=True):
+            felt_now = [percentile(found, share) for found in busy[way]]
+            measured = f"a client's GET at 1,000/s during {during}, {name}"
+            line = beside(measured, "ms", felt_now, "the same, idle server", quiet, more_is_better=False)
+            if limit is not None:
+                line.target, line.reached = f"< {limit}", line.ours < limit
+            lines.append(line)
+    return [*lines, alone("the rate of that backfill", "keys/s", rates)]
 
 
 def _memory(setting: Setting, server: EmbeddedServer, counts: list[int]) -> list[Line]:

@@ -3,6 +3,8 @@
 `python -m bench.mover WAY PORT FOLDER [KEYS]` prints one line of JSON: seconds, keys, peak MiB.
 
     backfill  ours: scan, match, ledger, digests, compare-and-set copy (again: the same once more, with its ledger)
+    bulk      ours while writers write both sides: scan, match, ledger, copy; the verify takes the digests. With KEYS:
+              at that many keys a second
     verify    ours: both directions, content, type and expiry
     blind     redis-py: SCAN, and pipelines of 1,000 COPY ... DB 1 REPLACE
     single    redis-py, as the predecessor did: SCAN, then TYPE, DUMP, PTTL, RESTORE, each a round trip, for KEYS keys
@@ -22,6 +24,8 @@ import redis
 from bench import keys
 from onetape.migrate.migration import Migration
 from onetape.migrate.plan import Plan
+from onetape.migrate.report import Report
+from onetape.migrate.throttle import Settings
 
 _PLAN = Path(__file__).with_name("plan.toml")
 _PIPELINE = 1000
@@ -47,7 +51,15 @@ def main(way: str, port: int, folder: Path, count: int) -> None:
 
 
 def _backfill(port: int, folder: Path, _count: int) -> int:
-    report = _migration(port, folder).backfill()
+    return _moved(_migration(port, folder).backfill())
+
+
+def _bulk(port: int, folder: Path, count: int) -> int:
+    throttle = Settings(keys_per_s=count) if count else None
+    return _moved(_migration(port, folder).backfill(digests="verify", throttle=throttle))
+
+
+def _moved(report: Report) -> int:
     done = {"copied", "unchanged"}
     return sum(number for counts in report.steps.values() for outcome, number in counts.items() if outcome in done)
 
@@ -115,6 +127,7 @@ def _peak_mib() -> float:
 
 _WAYS: dict[str, Callable[[int, Path, int], int]] = {
     "backfill": _backfill,
+    "bulk": _bulk,
     "verify": _verify,
     "blind": _blind,
     "single": _single,
