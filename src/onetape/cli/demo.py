@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from onetape.cli.output import json_line
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from onetape.demo.telling import Telling
     from onetape.record import Bar
 
 _SAMPLES = Path("../shared/data")
@@ -28,36 +29,60 @@ def demo(
     ticks: Annotated[int, typer.Option(metavar="N", help="Ticks of the legacy system.")] = 220_000,
     symbols: Annotated[int, typer.Option(metavar="N", help="Its symbols, at least 50.")] = 56,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of what is simulated.")] = 1,
-    keep: Annotated[Path, typer.Option(metavar="DIR", help="Where tape, ledger and reports stay.")] = Path("demo-data"),
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where tape, ledger and reports stay. [default: demo-data, or demo-migration]"
+        ),
+    ] = None,
     server: Annotated[
         str | None,
         typer.Option(
             metavar="URL", help="Use this Redis; databases 0, 1, 2, 5 must be empty. [default: a private one]"
         ),
     ] = None,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="The live migration: all phases, and back from each, under writers.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print only what was measured, as one JSON object.")] = False,
 ) -> None:
     """Migrate a legacy system of real market data to a verified tape, while its writers go on.
 
+    With --migrate the writers never stop: the system goes through all phases of a live migration, back from each, and
+    every write is counted at the end. It has a size and a private server of its own.
+
     Ticks are real where the sample data is present (ONETAPE_SAMPLE_DATA, else ../shared/data), else simulated.
     """
-    from onetape.demo.story import Options, run
     from onetape.demo.telling import Telling
 
     # A terminal that closes or a supervisor ends us with these: servers and writers are then ended in order, too
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    if migrate:
+        _print(_live(seed, keep or Path("demo-migration"), Telling(quiet=json)), json)
+        return
+    from onetape.demo.story import Options, run
+
     options = Options(
         ticks=ticks,
         symbols=symbols,
         seed=seed,
-        keep=keep,
+        keep=keep or Path("demo-data"),
         server=server,
         samples=_samples(),
         command=_command(),
         chart=_chart,
     )
-    measured = run(options, Telling(quiet=json))
+    _print(run(options, Telling(quiet=json)), json)
+
+
+def _live(seed: int, keep: Path, telling: Telling) -> dict[str, Any]:
+    from onetape.demo.live.story import Options, run
+
+    return run(Options(seed=seed, keep=keep, samples=_samples(), command=_command()), telling)
+
+
+def _print(measured: dict[str, Any], json: bool) -> None:
     if json:
         sys.stdout.write(json_line(measured) + "\n")
 

@@ -1,8 +1,9 @@
 """The finish: clients write the new names only, and the old keys are removed. Nothing leads back from it.
 
 An old key goes only while there is a new one that is equal, or was when both were last looked at, and only the new
-one was written since: then the old one has nothing that counts. Ticks that are merged are merged once more, and go when
-they are in their stream. All others stay and are named. Killed and run again, it goes on.
+one was written since: then the old one has nothing that counts. Its ticks and bars are put on the tape before it goes.
+Ticks that are merged are merged once more, and go when they are in their stream. All others stay and are named. Killed
+and run again, it goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onetape.migrate.hash_ticks import HashTickReader
 from onetape.migrate.helm import Helm
 from onetape.migrate.history import History
 from onetape.migrate.landing import TickLander
-from onetape.migrate.ledger import Outcome
+from onetape.migrate.ledger import NOT_LANDED, Outcome
 from onetape.migrate.merge import missing
 from onetape.migrate.move import Move
 from onetape.migrate.phase import Phase
@@ -184,7 +185,7 @@ class Removal:
         for page in self._twins.old_side():
             for at in range(0, len(page), _AT_ONCE):
                 self._check()
-                self._remove(page[at : at + _AT_ONCE])
+                self._remove(self._landed(page[at : at + _AT_ONCE]))
         for index, rule in enumerate(self._plan.rules):
             if rule.kind == "hash_ticks" and not rule.skip:
                 for keys in self._keys_of(index, rule):
@@ -194,7 +195,26 @@ class Removal:
 
     # Twins
 
+    def _landed(self, twins: Sequence[Twin]) -> Sequence[Twin]:
+        """Put the last of their ticks and bars on the tape, now that nobody adds any; return those that may go."""
+        if self._lander is None:
+            return twins
+        going = []
+        for twin in twins:
+            rule = self._plan.rules[twin.rule]
+            if rule.kind in ("ticks", "ohlc"):
+                land = self._lander.stream if rule.kind == "ticks" else self._lander.ohlc
+                result = land(twin.old_key, twin.old_db, rule)
+                self._endpoint.db = -1
+                if result.outcome in (Outcome.FAILED, Outcome.CHANGED_WHILE_COPYING):
+                    self._found.keep(twin.old_db, twin.old_key, f"{NOT_LANDED}{result.error}")
+                    continue
+            going.append(twin)
+        return going
+
     def _remove(self, twins: Sequence[Twin], attempt: int = 0) -> None:
+        if not twins:
+            return
         db = twins[0].old_db
         self._watch(db, [twin.old_key for twin in twins])
         codes = self._comparer.codes(db, self._plan.target_db, [(twin.old_key, twin.new_key) for twin in twins])

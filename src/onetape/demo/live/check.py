@@ -10,6 +10,7 @@ from onetape.demo.live.writer import Tally
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.plan import Plan
 from onetape.migrate.routes import Routes
+from onetape.tape import Tape
 
 _LISTED = 10
 
@@ -54,6 +55,19 @@ def check(endpoint: Endpoint, plan: Plan, tallies: list[Tally], *, new: bool) ->
     return found
 
 
+def check_tape(tape: Tape, tallies: list[Tally]) -> Found:
+    """Check that the tape has the ticks of each stream from the first on, each once and in order, however far."""
+    found = Found()
+    for tally in tallies:
+        for key in tally.streamed:
+            table = tape.read(key.removeprefix("ticks:"), columns=["trades"])
+            numbers = table.column("trades").to_pylist()
+            found.numbers += len(numbers)
+            if not numbers or numbers != list(range(1, len(numbers) + 1)):
+                _wrong(found, f"{key}: the tape has {len(numbers):,} ticks, not 1 to {len(numbers):,} in order")
+    return found
+
+
 class _Side:
     def __init__(self, endpoint: Endpoint, routes: Routes, new: bool) -> None:
         self._endpoint, self._routes, self._new = endpoint, routes, new
@@ -95,4 +109,4 @@ def _number(fields: list[bytes]) -> int:
     return -1
 
 
-__all__ = ["Found", "check"]
+__all__ = ["Found", "check", "check_tape"]

@@ -18,7 +18,7 @@ from onetape import tape as tapes
 from onetape.demo import legacy, market
 from onetape.demo.live import reader as readers
 from onetape.demo.live import writer as writers
-from onetape.demo.live.check import check
+from onetape.demo.live.check import check, check_tape
 from onetape.demo.live.process import Process
 from onetape.demo.place import Place
 from onetape.demo.telling import Telling, outcomes
@@ -232,7 +232,14 @@ class _Story:
     def _finish(self, migration: Migration) -> None:
         telling = self._telling
         telling.chapter("Finish: the old keys go; the one step without a way back")
-        migration.finish(quiet_for_s=_QUIET_S, execute=True)
+        move = migration.finish(quiet_for_s=_QUIET_S, execute=True)
+        telling.line(f"{move.facts['removed']:,} old keys were removed.")
+        if kept := move.facts.get("kept", 0):
+            telling.line(
+                f"{kept:,} that were written in the moment of the change stay: nothing proves that their new ones hold "
+                "more. Told to, it removes them too, and keeps their values in the ledger."
+            )
+            migration.finish(quiet_for_s=_QUIET_S, drop_differing=True, execute=True)
         self._entered(migration, Phase.FINISHED)
         left = legacy.survey(self._url)
         telling.line(f"Left in the old databases: {sum(left.keys.values()):,} keys, which no rule moves.")
@@ -256,6 +263,11 @@ class _Story:
             "writers": [tally.client for tally in tallies],
         }
         back = [line for one in seen for line in one.back]
+        assert self._tape is not None
+        taped = check_tape(self._tape, tallies)
+        self.measured["check"]["ticks_on_tape"] = taped.numbers
+        if taped.wrong:
+            raise MigrationError(f"the tape is not as the streams were: {taped.wrong[0]}")
         if found.wrong:
             raise MigrationError(f"writes were lost or doubled: {found.wrong[0]}")
         if back:
@@ -264,6 +276,10 @@ class _Story:
         telling.line(
             f"{writes:,} writes were acknowledged: {found.counters:,} counters are exact, {found.numbers:,} numbers "
             f"are in their lists and streams once and in order, {found.deletions:,} deleted keys are gone."
+        )
+        telling.line(
+            f"{taped.numbers:,} of their ticks are on the tape, once and in order: all that were there when the old "
+            "streams went."
         )
         telling.line(
             f"{reads:,} reads, none of which saw a counter go back. The longest wait: "
