@@ -441,7 +441,7 @@ class Interceptor:
                     self._victim()
                     break
                 if not asks and muted.is_set():
-                    break
+                    return  # the other thread closes both, in its own time
                 other.sendall(data)
         for sock in (one, other):
             with suppress(OSError):
