@@ -326,3 +326,18 @@ def test_ticks_that_are_mirrored_land_on_the_tape(server: EmbeddedServer, tmp_pa
         Mirror(server.url, m.PLAN, tmp_path / "memory", tape=tape, options=Options(once=True)).run()
         assert [tick.price for tick in tape.recent("A", 9)] == [5.0, 7.0]
         assert [tick.price for tick in tape.recent("B", 9)] == [6.0]
+
+
+def test_a_key_that_cannot_be_copied_is_told_until_it_can(fresh_server: EmbeddedServer, tmp_path: Path) -> None:
+    old, new = at(fresh_server, 5), at(fresh_server, 1)
+    old.execute_command("ACL", "SETUSER", "half", "on", ">pw", "%RW~onetape:*", "%R~*", "%RW~new:a*", "&*", "+@all")
+    m.begin(fresh_server.url)
+    old.mset({"old:a": 1, "old:b": 2})
+    with m.mirroring(f"redis://half:pw@127.0.0.1:{fresh_server.port}", tmp_path) as running:
+        running.swept()
+        assert running.now.failed == 1 and "old:b" in running.now.last_error
+        assert new.get("new:a") == b"1" and not new.exists("new:b")
+        old.execute_command("ACL", "SETUSER", "half", "~*")
+        running.until(lambda: new.get("new:b") == b"2")
+        running.swept()
+        assert running.now.failed == 0 and running.now.last_error == ""

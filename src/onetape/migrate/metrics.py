@@ -21,7 +21,7 @@ _MIRROR = {
     "deleted": ("mirror_deleted", "Keys deleted because their leader was", True, 1),
     "merged": ("mirror_merged", "Ticks of hashes merged", True, 1),
     "kept": ("mirror_kept_keys", "Keys that differ and are left so", False, 1),
-    "failed": ("mirror_failed", "Keys that could not be made equal", True, 1),
+    "failed": ("mirror_failed_keys", "Keys that cannot be made equal", False, 1),
     "sweeps": ("mirror_sweeps", "Sweeps completed", True, 1),
     "sweep_found": ("mirror_sweep_found_keys", "Keys of the last sweep that no hint had told of", False, 1),
     "sweep_at_ms": ("mirror_sweep_timestamp_seconds", "When the last sweep ended", False, 1e-3),

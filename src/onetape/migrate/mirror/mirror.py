@@ -49,6 +49,8 @@ _MISSED_S = 3.0
 _SETTLED = frozenset({Act.NOTHING, Act.EQUAL, Act.COPY, Act.REPLACE, Act.DELETE})
 #: How long the first sweep waits for the listener, so that nothing falls between the two.
 _LISTEN_S = 2.0
+#: Keys that fail and are remembered at most.
+_FAILING_MAX = 100_000
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +140,7 @@ class _Run:
             copied=0, deleted=0, merged=0, landed=0, kept=0, failed=0, sweeps=0, sweeping=None, sweep_at_ms=None,
             sweep_s=None, sweep_found=0, foreign_writes_at_ms=None, paused=False,
         )  # fmt: skip
-        self._counts = dict.fromkeys(("copied", "deleted", "merged", "landed", "failed"), 0)
+        self._counts = dict.fromkeys(("copied", "deleted", "merged", "landed"), 0)
         self._suspects: dict[Place, tuple[float, int]] = {}  # acts of a sweep, until a hint tells of them
         self._found = (0, 0)  # of which sweep, how many
         self._foreign_s: float | None = None
@@ -150,7 +152,7 @@ class _Run:
         self._sweep_began_s = 0.0
         self._sweep_due_s = 0.0
         self._facts: dict[str, Any] = {}
-        self._failing: dict[Place, str] = {}
+        self._failing: dict[Place, int] = {}  # in which sweep it failed last
         self._bigs = Bigs(lambda: connect_again(url, timeout_s=self.timeout_s, attempts=3))
 
     # The loop
@@ -327,8 +329,7 @@ class _Run:
     def _take(self, outcome: Outcome, sweeping: bool) -> None:
         pair = outcome.pair
         if outcome.error:
-            self._counts["failed"] += 1
-            self._failing[pair.place] = outcome.error
+            self._fail(pair.place)
             self._facts["last_error"] = f"db {pair.from_db} {pair.from_key!r}: {outcome.error}"
             return
         self._failing.pop(pair.place, None)
@@ -348,6 +349,10 @@ class _Run:
             self._tell_diverged(settled, None)
         if outcome.acted and outcome.act is not Act.DELETE and not self._ways.back:
             self._land(pair)
+
+    def _fail(self, place: Place) -> None:
+        if len(self._failing) < _FAILING_MAX:
+            self._failing[place] = self._status.sweeps
 
     def _keep(self, pair: Pair) -> None:
         assert self._endpoint is not None
@@ -376,8 +381,10 @@ class _Run:
                     self._counts["merged"] += 1
                     self._foreign_s = time.monotonic()
                 elif result.outcome is Fate.FAILED:
-                    self._counts["failed"] += 1
+                    self._fail((db, result.key))
                     self._facts["last_error"] = f"db {db} {result.key!r}: {result.error}"
+                    continue
+                self._failing.pop((db, result.key), None)
 
     def _land(self, pair: Pair) -> None:
         rule = self._plan.rules[pair.rule]
@@ -445,6 +452,10 @@ class _Run:
         now_s = time.monotonic()
         assert self._endpoint is not None
         self._steps = self._sweep = None
+        # What was not met failing again is no more.
+        self._failing = {place: sweep for place, sweep in self._failing.items() if sweep >= self._status.sweeps}
+        if not self._failing:
+            self._facts["last_error"] = ""
         if self._sweep_due_s:
             self._sweep_due_s = now_s + self._options.sweep_every_s
         self._status = msgspec.structs.replace(
@@ -526,6 +537,7 @@ class _Run:
             lag_ms=None if lag_ms is None else round(lag_ms, 1),
             queue=0 if hints is None else hints.queue,
             kept=self._memory.kept_count(),
+            failed=len(self._failing),
             sweeping=None if sweep is None else min(1.0, sweep.done_keys / max(1, sweep.total_keys)),
             sweep_found=self._found[1] if self._found[0] == self._status.sweeps - 1 else 0,
             foreign_writes_at_ms=foreign_ms,

@@ -219,8 +219,11 @@ class Settler:
         done: list[Word] = []
         deleted: list[Place] = []
         again: list[Pair] = []
+        guilty = any(isinstance(reply, ReplyError) and reply.code != "EXECABORT" for reply in result)
         for (pair, act, word, _), reply in zip(acts, result, strict=True):
-            if isinstance(reply, ReplyError):
+            if isinstance(reply, ReplyError) and reply.code == "EXECABORT" and guilty:
+                again.append(pair)  # it was refused for the sake of another
+            elif isinstance(reply, ReplyError):
                 yield Outcome(pair, act, error=reply.message)
             elif word is None:
                 deleted.append(pair.place)

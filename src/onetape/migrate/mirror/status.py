@@ -13,9 +13,10 @@ class MirrorStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `lag_ms`: how old the oldest write may be that was not followed yet: the way of a hint, and how long the oldest
     one has waited; None where no hints come in. `queue`: hinted keys waiting. Since it was started: `copied` (also
-    added to a stream), `deleted`, `merged` (ticks of hashes), `landed` (records on the tape), `failed`.
-    `kept`: pairs that differ now and are left so. `sweep_found`: pairs that the last sweep had to make equal and no
-    hint had told of. `foreign_writes_at_ms`: when the sides last differed, so somebody wrote one side only.
+    added to a stream), `deleted`, `merged` (ticks of hashes), `landed` (records on the tape).
+    `kept`: pairs that differ now and are left so; `failed`: keys that could not be made equal when last looked at.
+    `sweep_found`: pairs that the last sweep had to make equal and no hint had told of. `foreign_writes_at_ms`: when the
+    sides last differed, so somebody wrote one side only.
     """
 
     token: str
