@@ -16,12 +16,12 @@ import pytest
 import redis
 
 import onetape
-from onetape import ConfigInvalid, EndpointError, OnetapeError
+from onetape import ConfigInvalid, EndpointError
 from onetape.embedded import EmbeddedServer
 from onetape.migrate.dump import digest
 from redis_files import volume_migration
 from redis_files.volume_migration import migrate_volume_data
-from trading_system.storage.data_migrator import SafeRedisConsolidator
+from trading_system.storage.data_migrator import SafeRedisConsolidator, main
 
 MODULE = "trading_system.storage.data_migrator"
 T_MS = 1_736_926_200_000
@@ -275,12 +275,42 @@ def test_verification_compares_content_and_has_a_verdict(migrator: SafeRedisCons
 # The rest
 
 
-def test_dual_write_does_not_pretend(migrator: SafeRedisConsolidator, dbs: Databases) -> None:
+def test_dual_write_begins_the_live_migration(migrator: SafeRedisConsolidator, dbs: Databases) -> None:
     dbs[2].set("volume_state:1", "x")
-    with pytest.raises(OnetapeError, match="dual write") as caught:
-        migrator.start_dual_write_migration()
-    assert "migrate_historical_data" in caught.value.hint
+    started = migrator.start_dual_write_migration()
+    assert (started["phase"], started["changed"], started["version"]) == ("dual_writing", True, 1)
+    assert migrator.start_dual_write_migration()["changed"] is False
+    assert dbs[1].get("onetape:migration:trading_system") is not None
+    assert migrator.migrate_historical_data()["total_keys_migrated"] == 1
+    assert migrator.verify_migration()["status"] == "converged"
+
+
+def test_every_phase_of_a_live_migration_is_a_phase_of_the_module(
+    migrator: SafeRedisConsolidator, dbs: Databases, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dbs[2].set("volume_state:1", "x")
+    dbs[2].close()
+    place = ["--redis-host", migrator.redis_host, "--redis-port", str(migrator.redis_port)]
+
+    def run(*args: str) -> int:
+        return main(["--phase", *args, *place])
+
+    assert run("cutover", "--execute") == 2
+    assert "no live migration" in capsys.readouterr().err
+    assert run("dual-write") == 0
+    assert "nothing was changed" in capsys.readouterr().out
+    for name in ("dual-write", "switch-reads", "cutover", "rollback"):
+        if name == "switch-reads":
+            assert run("backfill") == run("verify") == 0
+        more = ["--volatile-ok", "--force"] if name == "cutover" else []
+        assert run(name, "--execute", *more) == 0
+    assert run("status") == 0
+    assert '"phase": "reads_switched"' in capsys.readouterr().out
+    assert run("rollback", "--to", "planned", "--execute") == 0
+    assert run("undo", "--execute") == 0
     assert dbs[1].dbsize() == 0
+    with pytest.raises(SystemExit):
+        run("finish", "--execute")
 
 
 def test_the_log_tells_what_was_done(migrator: SafeRedisConsolidator, dbs: Databases, project: Path) -> None:
@@ -370,7 +400,8 @@ def test_help_is_quick_and_free_of_warnings(python_path: str) -> None:
     ("args", "told"),
     [
         ([], "--phase"),
-        (["--phase", "cutover"], "cutover"),
+        (["--phase", "nowhere"], "nowhere"),
+            (["--phase", "finish", "--execute"], "--yes"),
         (["--phase", "historical", "--limit", "none"], "--limit"),
         (["--phase", "historical", "--limit", "-1"], "--limit"),
         (["--phase", "verify", "--dry-run"], "--dry-run"),

@@ -3,8 +3,11 @@
     python -m trading_system.storage.data_migrator --phase historical [--dry-run] [--limit N]
     python -m trading_system.storage.data_migrator --phase verify
 
+And, for a live migration, the phases of `onetape migrate`, each a dry run until --execute: dual-write (start),
+backfill, switch-reads, cutover, rollback, finish, undo; and status.
+
 Exit codes: 0 done, or converged; 1 keys failed, or not proven; 2 refused, nothing was written; 3 converged, but with
-listed skips; 130 interrupted.
+listed skips, or keys were left and named; 130 interrupted.
 """
 
 # onetape is imported where it is used: --help must answer at once.
@@ -162,14 +165,31 @@ class SafeRedisConsolidator:
         """As verify_migration(), of `sample_size` keys of each source database."""
         return self._verify("verify_data_consistency", sample_size)
 
-    def start_dual_write_migration(self) -> None:
-        """Raise OnetapeError: there is no dual write in this release, and saying that it started would lose data."""
-        from onetape import OnetapeError
+    def start_dual_write_migration(self) -> dict[str, Any]:
+        """Begin the live migration: writers that use onetape.migrate.dual write both sides from then on.
 
-        raise OnetapeError(
-            "dual write is not part of this release; nothing was started",
-            hint="run migrate_historical_data() while writers use the old names, and again after they have moved",
-        )
+        Returns phase ("dual_writing"), version (of the state that clients follow), changed (False: it was begun before)
+        and lines (what that means). Raises PhaseRefused where a migration is further on already, PreflightRefused.
+        """
+        return self._phase("dual-write", execute=True)
+
+    def _phase(self, name: str, *, execute: bool, **options: Any) -> dict[str, Any]:
+        """Give a command of the live migration, and return what it did, or would do."""
+        reads = not (execute and name == "finish")
+        with self._migration(self._plan(), reads=reads, tapeless=True) as migration:
+            commands: dict[str, Callable[..., Any]] = {
+                "dual-write": migration.start,
+                "start": migration.start,
+                "switch-reads": migration.switch_reads,
+                "cutover": migration.cutover,
+                "rollback": migration.rollback,
+                "finish": migration.finish,
+                "undo": migration.undo,
+            }
+            move = commands[name](execute=execute, **options).to_dict()
+        result = {"phase": move.pop("after"), **move}
+        self._log(name, result, execute=execute, **{key: repr(value) for key, value in options.items()})
+        return result
 
     def save_migration_log(self, filename: str | Path) -> None:
         """Write what this object did, as a JSON list of operations with their results, whole or not at all."""
@@ -191,8 +211,11 @@ class SafeRedisConsolidator:
         return plan if self._settings.target_db is None else plan.with_target(self._settings.target_db)
 
     @contextmanager
-    def _migration(self, plan: Plan, *, reads: bool = False, part: str = "") -> Iterator[Migration]:
-        """A migration with the tape and the ledger of the settings; `reads`: neither is created.
+    def _migration(
+        self, plan: Plan, *, reads: bool = False, part: str = "", tapeless: bool = False
+    ) -> Iterator[Migration]:
+        """A migration with the tape and the ledger of the settings; `reads`: neither is created. `tapeless`: there need
+        not be a tape yet, although there is a ledger.
 
         A ledger belongs to one plan: `part` names that of a plan which is not the documented one.
         """
@@ -206,7 +229,7 @@ class SafeRedisConsolidator:
             ledger = ledger.with_name(f"{ledger.name}-{part}")
         with ExitStack() as stack:
             tape = None
-            if not reads or settings.tape.exists() or ledger.exists():
+            if not reads or settings.tape.exists() or (ledger.exists() and not tapeless):
                 opened = open_tape(
                     settings.tape,
                     mode="r" if reads else "rw",
@@ -283,6 +306,23 @@ def _text(ts_ns: int) -> str:
 
 # The command line
 
+_MOVED = ("historical", "backfill", "verify")
+_LIVE = ("dual-write", "start", "switch-reads", "cutover", "rollback", "finish", "undo")
+#: Errors before anything was written.
+_REFUSED = frozenset(
+    {
+        "ConfigInvalid",
+        "GateRefused",
+        "OperatorBusy",
+        "PhaseRefused",
+        "PlanCollision",
+        "PlanInvalid",
+        "PreflightRefused",
+        "StateLost",
+        "StateMoved",
+    }
+)
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -291,12 +331,32 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, or converged; 1 keys failed, or not proven; 2 refused, nothing was written; "
         "3 converged, with listed skips; 130 interrupted.",
     )
-    parser.add_argument("--phase", required=True, choices=["historical", "verify"], help="what to do")
+    parser.add_argument("--phase", required=True, choices=[*_MOVED, *_LIVE, "status"], help="what to do")
     parser.add_argument("--dry-run", action="store_true", help="count what would be migrated; write nothing")
     parser.add_argument("--limit", type=_limit, metavar="N", help="at most N keys a step")
+    parser.add_argument("--execute", action="store_true", help="of a live migration: do it, not only say what it does")
+    parser.add_argument("--to", metavar="PHASE", help="rollback: to this phase; default: one back")
+    parser.add_argument("--share", type=float, default=1.0, metavar="S", help="switch-reads: share of reads, 0 to 1")
+    parser.add_argument("--force", action="store_true", help="cutover, rollback, finish: against the reasons")
+    parser.add_argument("--volatile-ok", action="store_true", help="cutover: the server keeps nothing on disk")
+    parser.add_argument("--yes", action="store_true", help="finish: the old keys may be removed")
     parser.add_argument("--redis-host", metavar="HOST", help="default: REDIS_HOST, else localhost")
     parser.add_argument("--redis-port", type=int, metavar="PORT", help="default: REDIS_PORT, else 6379")
     return parser
+
+
+def _options(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what the arguments say for one of the live migration's phases."""
+    options: dict[str, Any] = {"switch-reads": {"share": given.share}, "rollback": {"to": given.to}}.get(
+        given.phase, {}
+    )
+    if given.phase in ("cutover", "rollback", "finish"):
+        options["force"] = given.force
+    if given.phase == "cutover":
+        from onetape.migrate.gate import Limits
+
+        options["limits"] = Limits(volatile_ok=given.volatile_ok)
+    return options
 
 
 def _limit(text: str) -> int:
@@ -310,19 +370,25 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     parser = _parser()
     given = parser.parse_args(args)
-    if given.phase == "verify" and (given.dry_run or given.limit is not None):
+    if given.phase not in ("historical", "backfill") and (given.dry_run or given.limit is not None):
         parser.error("--dry-run and --limit belong to --phase historical: a verify only reads, and reads all")
-    from onetape import ConfigInvalid, OnetapeError, PlanCollision, PlanInvalid, PreflightRefused
+    if given.phase == "finish" and given.execute and not given.yes:
+        parser.error("--phase finish removes the old keys and cannot be undone: --yes says that you mean it")
+    from onetape import OnetapeError
 
     try:
         migrator = SafeRedisConsolidator(given.redis_host, given.redis_port)
         if given.phase == "verify":
             return _print_verification(migrator.verify_migration())
+        if given.phase == "status":
+            return _print_status(migrator)
+        if given.phase in _LIVE:
+            return _print_move(migrator._phase(given.phase, execute=given.execute, **_options(given)))
         stats, report = migrator._historical(given.dry_run, given.limit, _progress())
         return _print_statistics(stats, report)
     except OnetapeError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigInvalid | PlanCollision | PlanInvalid | PreflightRefused) else 1
+        return 2 if type(error).__name__ in _REFUSED else 1
     except KeyboardInterrupt:
         print("interrupted: run it again to go on", file=sys.stderr)
         return 130
@@ -357,6 +423,22 @@ def _print_statistics(stats: dict[str, Any], report: Report) -> int:
         print("not migrated: " + ", ".join(f"{number} {outcome}" for outcome, number in others.items()))
     print(f"report: {report.path}")
     return 1 if stats["errors"] else 0
+
+
+def _print_move(move: dict[str, Any]) -> int:
+    for line in move["lines"]:
+        print(line)
+    for line in move["warnings"][:20]:
+        print(f"note: {line}", file=sys.stderr)
+    print(f"phase: {move['phase']}" if move["executed"] else "nothing was changed: --execute does it")
+    code: int = move["exit_code"]
+    return code
+
+
+def _print_status(migrator: SafeRedisConsolidator) -> int:
+    with migrator._migration(migrator._plan(), reads=True, tapeless=True) as migration:
+        print(json.dumps(migration.status().to_dict(), indent=2, default=str))
+    return 0
 
 
 def _print_verification(result: dict[str, Any]) -> int:
