@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from onetape.errors import EndpointError, LedgerBusy, LedgerUnusable, StateLost, StateMoved
+from onetape.errors import EndpointError, LedgerBusy, LedgerUnusable, OperatorBusy, StateLost, StateMoved
 from onetape.migrate import state as states
 from onetape.migrate.endpoint import Endpoint, connect_again, is_lost
 from onetape.migrate.history import History, begun
@@ -51,6 +51,7 @@ class Helm:
         self.at = at
         self.names = Names.of(plan)
         self.notes: list[str] = []
+        self._lease: Lease | None = None
 
     def connect(self, *, writable: bool = True) -> Endpoint:
         """Return a connection. Raises EndpointError."""
@@ -59,13 +60,17 @@ class Helm:
         return Endpoint.connect(self.url, writable=False, timeout_s=self.timeout_s)
 
     def lease(self, command: str) -> Lease:
-        """Return the right to be the only operator, to be used in `with`. Raises OperatorBusy."""
-        return Lease(self.url, self.plan, command, timeout_s=self.timeout_s)
+        """Return the right to be the only operator, to be used in `with`; in it, a phase changes only while it is ours.
+
+        Raises OperatorBusy.
+        """
+        self._lease = Lease(self.url, self.plan, command, timeout_s=self.timeout_s)
+        return self._lease
 
     def look(self, endpoint: Endpoint) -> State | None:
         """Return the present state, None where no live migration was started. Writes nothing. Raises StateLost."""
+        known = self.known()  # first: it is written after the state, so it is never ahead of one that is read later
         found = states.load(endpoint, self.plan)
-        known = self.known()
         if known is None:
             return found
         phase, version = known
@@ -122,7 +127,10 @@ class Helm:
         floor: int = 0,
         **fields: Any,
     ) -> State:
-        """Change the state from `now` to phase `to`, and tell the history before and after. Raises StateMoved."""
+        """Change the state from `now` to phase `to`, and tell the history before and after.
+
+        Raises StateMoved, and OperatorBusy where this operator's lease is lost.
+        """
         before = Phase.PLANNED if now is None else now.phase
         reason = str(fields.get("reason", ""))
         with self.history(endpoint) as history:
@@ -133,8 +141,9 @@ class Helm:
             floor = max(floor, history.version_max if now is None else 0)
             expected = 0 if now is None else now.version
             try:
-                after = states.change(endpoint, self.plan, expected, floor=floor, phase=to, **fields)
-            except StateMoved as moved:
+                lease = self._lease if self._lease is not None and self._lease.held else None
+                after = states.change(endpoint, self.plan, expected, floor=floor, lease=lease, phase=to, **fields)
+            except (StateMoved, OperatorBusy) as moved:
                 history.refuse(row, moved.message)
                 raise
             except EndpointError as error:

@@ -598,6 +598,16 @@ def _lock(path: Path) -> int:
 
 
 def _connect(path: Path, mode: str) -> apsw.Connection:
+    if mode == "w" and not path.exists():  # nobody is to see a ledger that is half made, or be left with one by a kill
+        made = path.with_name(path.name + ".new")
+        for part in ("", "-wal", "-shm"):
+            made.with_name(made.name + part).unlink(missing_ok=True)
+        _connected(made, mode).close()
+        made.rename(path)
+    return _connected(path, mode)
+
+
+def _connected(path: Path, mode: str) -> apsw.Connection:
     flags = apsw.SQLITE_OPEN_READONLY if mode == "r" else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     try:
         db = apsw.Connection(str(path), flags=flags)

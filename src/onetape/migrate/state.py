@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -29,6 +30,7 @@ from onetape.migrate.plan import OURS, Plan
 PREFIX = OURS + b"migration:"
 #: How long an operator's lease outlives the operator, ms.
 LEASE_MS = 15_000
+_ATTEMPTS = 5
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +39,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     `read_share`: share of reads that go to the new names first, 0 to 1, from READS_SWITCHED on. `shadow_share`: share
     of reads that are compared with the other side. `mirrored`: there are writers that `migrate mirror` follows,
     because they cannot write both sides. `paused`: copying stands still. `postponed`: no cutover may begin.
-    `throttle`: settings of the throttle. `changed_ms`: server's time of the last change, ms since the epoch.
+    `throttle`: settings of the throttle. `entered`: the version with which this phase was entered; where it is still
+    the same, nobody went back and forth. `changed_ms`: server's time of the last change, ms since the epoch.
     """
 
     version: int
@@ -51,6 +54,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False
     postponed: bool = False
     throttle: dict[str, Any] = {}
+    entered: int = 0
     changed_ms: int = 0
     changed_by: str = ""
     reason: str = ""
@@ -105,39 +109,48 @@ def _of_plan(state: State, plan: Plan) -> State:
     return state
 
 
-def change(endpoint: Endpoint, plan: Plan, expected: int, *, floor: int = 0, **fields: Any) -> State:
+def change(
+    endpoint: Endpoint, plan: Plan, expected: int, *, floor: int = 0, lease: Lease | None = None, **fields: Any
+) -> State:
     """Write the next version of the state, if `expected` is still the present one (0: there is none), and return it.
 
-    `floor`: a version that clients may know already; the new one is greater.
+    `floor`: a version that clients may know already; the new one is greater. `lease`: only while that is ours.
 
     One transaction: afterwards the change holds for every client, or nothing was changed. Raises StateMoved,
-    EndpointError.
+    OperatorBusy, EndpointError.
     """
     names = Names.of(plan)
+    watched = (names.state,) if lease is None else (names.state, names.operator)
     endpoint.select(names.db)
-    endpoint.call("WATCH", names.state)
-    try:
-        raw = endpoint.call("GET", names.state)
-        found = None if raw is None else _of_plan(decode(raw), plan)
-        if (found.version if found else 0) != expected:
-            raise _moved(found)
-    except BaseException:
-        if not endpoint.closed:
-            endpoint.call("UNWATCH")
-        raise
-    now_ms = server_ms(endpoint)
-    before = found or State(
-        version=0, phase=Phase.PLANNED, plan_name=plan.name, plan_hash=plan.hash, target_db=plan.target_db
-    )
-    after = msgspec.structs.replace(
-        before, **{"changed_by": operator(), "reason": "", **fields}, version=max(expected, floor) + 1, changed_ms=now_ms
-    )
-    replies = endpoint.pipeline([("MULTI",), ("SET", names.state, msgspec.json.encode(after)), ("EXEC",)])
-    if isinstance(replies[-1], Exception):
-        raise EndpointError(f"the state cannot be written: {replies[-1]}", hint="nothing was changed")
-    if replies[-1] is None:
-        raise _moved(load(endpoint, plan))
-    return after
+    for _attempt in range(_ATTEMPTS):  # a lease that is renewed in that instant is no change
+        endpoint.call("WATCH", *watched)
+        try:
+            if lease is not None:
+                lease.confirm(endpoint.call("GET", names.operator))
+            raw = endpoint.call("GET", names.state)
+            found = None if raw is None else _of_plan(decode(raw), plan)
+            if (found.version if found else 0) != expected:
+                raise _moved(found)
+        except BaseException:
+            if not endpoint.closed:
+                endpoint.call("UNWATCH")
+            raise
+        before = found or State(
+            version=0, phase=Phase.PLANNED, plan_name=plan.name, plan_hash=plan.hash, target_db=plan.target_db
+        )
+        after = _next(before, max(expected, floor) + 1, server_ms(endpoint), fields)
+        replies = endpoint.pipeline([("MULTI",), ("SET", names.state, msgspec.json.encode(after)), ("EXEC",)])
+        if isinstance(replies[-1], Exception):
+            raise EndpointError(f"the state cannot be written: {replies[-1]}", hint="nothing was changed")
+        if replies[-1] is not None:
+            return after
+    raise _moved(load(endpoint, plan))
+
+
+def _next(before: State, version: int, now_ms: int, fields: dict[str, Any]) -> State:
+    told = {"changed_by": operator(), "reason": "", **fields}
+    entered = before.entered if before.version and told.get("phase", before.phase) is before.phase else version
+    return msgspec.structs.replace(before, **told, version=version, entered=entered, changed_ms=now_ms)
 
 
 def _moved(found: State | None) -> StateMoved:
@@ -163,8 +176,8 @@ def operator() -> str:
 class Lease:
     """The right to be the one operator at work, kept alive by a thread of its own until released or the process ends.
 
-    A process that was stopped for longer than LEASE_MS has lost it: `lost` says so, and check() raises. What was
-    copied by then did no harm (each copy is a compare-and-set), and a change of state is fenced by its version.
+    A process that was stopped for longer than LEASE_MS may have lost it: check() finds out, and raises. What was
+    copied by then did no harm (each copy is a compare-and-set), and a change of state holds only while the lease does.
     """
 
     def __init__(self, url: str, plan: Plan, command: str, *, timeout_s: float = 10.0) -> None:
@@ -176,10 +189,13 @@ class Lease:
         )
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._held_s = 0.0
         self.lost = False
 
     def __enter__(self) -> Lease:
         with self._connect() as endpoint:
+            self._held_s = time.monotonic()
             if endpoint.call("SET", self._names.operator, self._told, "NX", "PX", LEASE_MS) is None:
                 raise _busy(endpoint.call("GET", self._names.operator))
         self._thread = threading.Thread(target=self._renew, name="onetape-lease", daemon=True)
@@ -197,41 +213,69 @@ class Lease:
             except EndpointError:
                 pass  # it ends by itself
 
+    @property
+    def held(self) -> bool:
+        """Return whether it was taken and not given back; it may have been lost since."""
+        return self._thread is not None and not self._done.is_set()
+
     def check(self) -> None:
-        """Raise OperatorBusy if the lease was lost to somebody else."""
+        """Raise OperatorBusy if the lease was lost: to somebody else, or for so long that there may have been one."""
+        if not self.lost and self._is_late():  # we stood still, and the thread that renews it with us
+            with self._connect() as endpoint:
+                self._keep(endpoint)
         if self.lost:
             raise OperatorBusy(
                 "this operator stood still for so long that another one may be at work",
                 hint="look at onetape migrate status, then run it again",
             )
 
+    def confirm(self, raw: bytes | None) -> None:
+        """Raise OperatorBusy unless the server says that the lease is ours. `raw`: what it says, under WATCH."""
+        if raw != self._told:
+            self.lost = True
+            self.check()
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._held_s > LEASE_MS / 1000
+
     def _connect(self) -> Endpoint:
         return connect_again(self._url, db=self._names.db, timeout_s=self._timeout_s)
 
     def _renew(self) -> None:
         endpoint: Endpoint | None = None
-        while not self._done.wait(LEASE_MS / 4000):
+        while not self._done.wait(LEASE_MS / 4000) and not self.lost:
             try:
                 endpoint = endpoint or self._connect()
-                if not self._if_ours(endpoint, ("PEXPIRE", self._names.operator, LEASE_MS)):
-                    # Gone, by a FLUSHDB or a pause: ours again if nobody else has it.
-                    ours = endpoint.call("SET", self._names.operator, self._told, "NX", "PX", LEASE_MS)
-                    self.lost = ours is None
+                self._keep(endpoint)
             except EndpointError:
                 if endpoint is not None:
                     endpoint.close()
                 endpoint = None
-            if self.lost:
-                break
         if endpoint is not None:
             endpoint.close()
 
+    def _keep(self, endpoint: Endpoint) -> None:
+        """Renew it, or know that it is lost."""
+        with self._lock:
+            late, now_s = self._is_late(), time.monotonic()
+            if not self._if_ours(endpoint, ("PEXPIRE", self._names.operator, LEASE_MS)):
+                # Gone within its time, by a FLUSHDB: ours again if nobody else has it. After it, somebody may have come
+                # and gone.
+                again = ("SET", self._names.operator, self._told, "NX", "PX", LEASE_MS)
+                if late or endpoint.call(*again) is None:
+                    self.lost = True
+                    return
+            self._held_s = now_s
+
     def _if_ours(self, endpoint: Endpoint, act: tuple[Any, ...]) -> bool:
-        endpoint.call("WATCH", self._names.operator)
-        if endpoint.call("GET", self._names.operator) != self._told:
-            endpoint.call("UNWATCH")
-            return False
-        return endpoint.pipeline([("MULTI",), act, ("EXEC",)])[-1] is not None
+        """Do it if the lease is ours; return whether it is."""
+        while True:
+            endpoint.call("WATCH", self._names.operator)
+            if endpoint.call("GET", self._names.operator) != self._told:
+                endpoint.call("UNWATCH")
+                return False
+            if endpoint.pipeline([("MULTI",), act, ("EXEC",)])[-1] == [1]:
+                return True
 
 
 def _busy(raw: bytes | None) -> OperatorBusy:
