@@ -44,6 +44,11 @@ class Owned:
         )
         return (bytes(rows[0][0]), int(rows[0][1]), bool(rows[0][2])) if rows else None
 
+    def has_target(self, target: bytes) -> bool:
+        """Return whether a key was copied to this target."""
+        self._db.execute("CREATE INDEX IF NOT EXISTS by_target ON owned(target)")
+        return bool(list(self._db.execute("SELECT 1 FROM owned WHERE target = ? LIMIT 1", (target,))))
+
     def meet(self, twins: Sequence[Twin]) -> None:
         """Mark pairs as met."""
         with self._db:

@@ -57,7 +57,7 @@ class Unmake:
         path = sides_file.path_of(helm.ledger_path)
         self._sides = Sides(path) if path.exists() else None
         self._done = Undone()
-        self._streams = Unmerge(reader, helm.plan, tape, hand, self._done, check)
+        self._streams = Unmerge(reader, helm.plan, tape, hand, self._done, self._owned.has_target, check)
 
     def __enter__(self) -> Unmake:
         return self

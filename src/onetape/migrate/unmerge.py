@@ -22,16 +22,27 @@ GROUPS = "it has consumer groups: only our entries were taken out"
 
 
 class Unmerge:
-    """Takes merged ticks out of streams by `hand`; `done` is told of each stream."""
+    """Takes merged ticks out of streams by `hand`; `done` is told of each stream.
+
+    `is_copy`: whether a stream was copied as well: then it is looked at as one.
+    """
 
     def __init__(
-        self, reader: Endpoint, plan: Plan, tape: Tape | None, hand: Hand, done: Undone, check: Callable[[], None]
+        self,
+        reader: Endpoint,
+        plan: Plan,
+        tape: Tape | None,
+        hand: Hand,
+        done: Undone,
+        is_copy: Callable[[bytes], bool],
+        check: Callable[[], None],
     ) -> None:
         self._reader = reader
         self._plan = plan
         self._tape = tape
         self._hand = hand
         self._done = done
+        self._is_copy = is_copy
         self._check = check
         self._of_sources: set[bytes] | None = None
 
@@ -44,19 +55,27 @@ class Unmerge:
         while not scan.done:
             for key in scan.first():
                 found = origins.of(key)
-                pure = bool(found) and all(one.key is None for one in found)
-                if pure and not key.startswith(OURS):
+                copies = [(one.source_db, one.key) for one in found if one.key is not None]
+                if len(copies) < len(found) and not key.startswith(OURS) and not self._any_there(copies):
                     self._check()
-                    self._merged_stream(key, own=in_place.match(key) is not None)
+                    self._merged_stream(key, own=in_place.match(key) is not None, pure=not copies)
 
-    def _merged_stream(self, stream: bytes, *, own: bool) -> None:
+    def _any_there(self, places: list[tuple[int, bytes]]) -> bool:
+        """Return whether one of the streams is there that the stream could be a copy of: then it is met as its twin."""
+        for db, key in places:
+            self._reader.select(db)
+            if self._reader.call("EXISTS", key):
+                return True
+        return False
+
+    def _merged_stream(self, stream: bytes, *, own: bool, pure: bool) -> None:
         db = self._plan.target_db
         self._hand.watch([stream])
         self._reader.select(db)
         if self._reader.call("TYPE", stream) != b"stream":
             return
         merged, others = self._entries(stream)
-        if not merged:
+        if not merged or (others and not pure and self._is_copy(stream)):
             return
         if self.nowhere_else(stream):
             self._done.add("kept", db, stream, ELSEWHERE)

@@ -9,6 +9,7 @@ import redis
 
 from onetape.embedded import EmbeddedServer
 from onetape.migrate import state as states
+from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.gate import Limits
 from onetape.migrate.migration import Migration
@@ -98,10 +99,10 @@ class LiveSystem:
         return Phase.PLANNED if state is None else state.phase
 
     def dump(self, db: int) -> dict[bytes, tuple[bytes, int]]:
-        """Return key → (DUMP, absolute expiry) of a database, without keys of onetape."""
+        """Return key → (digest of its DUMP, absolute expiry) of a database, without keys of onetape."""
         client = self.client(db)
         found = {}
         for key in client.keys("*"):
             if not key.startswith(b"onetape:"):
-                found[key] = (client.dump(key), client.execute_command("PEXPIRETIME", key))
+                found[key] = (digest(client.dump(key)), client.execute_command("PEXPIRETIME", key))
         return found
