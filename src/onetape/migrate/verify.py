@@ -150,11 +150,16 @@ class _Run:
 
     def _finish(self, batch: Batch, ticket: Ticket | None) -> None:
         replies = None if ticket is None else self._line.take(ticket)
-        if replies is None or not self._checker.needs_no_more(batch, replies):
+        plain = replies is not None and self._checker.needs_no_more(batch, replies)
+        if not plain:
             self._line.settle()
         self._checker.finish(batch, replies)
-        for one in batch.found:
-            self._note(one)
+        if plain and not self.open:  # nearly always, and nothing to be remembered of any
+            for step, number in Counter([one.rule.step for one in batch.found]).items():
+                self._counts[step][Finding.EQUAL] += number
+        else:
+            for one in batch.found:
+                self._note(one)
         self._checked += len(batch.found)
         if self._sealer is not None and len(self._sealer.waiting) >= _AGAIN:
             self._line.settle()
@@ -195,13 +200,20 @@ class _Run:
         while (keys := pages.next()) is not None:
             wanted: _Wanted = {}
             for target in keys:
-                if target.startswith(_STATE):
-                    continue
                 if target.startswith(_OURS):
+                    if target.startswith(_STATE):
+                        continue
                     leftover = Found(self._plan.target_db, target, target, self._plan.rules[0])
                     leftover.finding, leftover.told = Finding.EXTRA, "left by a run that was killed"
                     self._note(leftover)
                 found = origins.of(target)
+                if len(found) == 1 and (key := found[0].key) is not None:
+                    db, rule = found[0].source_db, found[0].rule
+                    if db in wanted:
+                        wanted[db].append((target, key, rule))
+                    else:
+                        wanted[db] = [(target, key, rule)]
+                    continue
                 if any(key is None for _db, key, _rule in found):
                     self._line.settle()
                     self._merged_stream(target, found)
