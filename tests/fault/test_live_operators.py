@@ -12,6 +12,9 @@ from tests.fault.test_live_kills import COMMANDS, carried_back, converged, stran
 from tests.unit.migrate.live_system import PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
+from onetape.migrate import state as states
+from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.history import History
 from onetape.migrate.phase import Phase
 from onetape.migrate.state import Names
 
@@ -164,3 +167,23 @@ def test_two_operators_who_begin_together_end_as_one(
     storm.expect(live.old)
     if after is not Phase.PLANNED:
         converged(live, storm)
+
+
+def test_a_verify_of_an_earlier_time_proves_nothing_of_the_present_one(live: LiveSystem) -> None:
+    live.to(Phase.BACKFILLED)
+    back_and_forth = [Phase.PLANNED, Phase.DUAL_WRITING, Phase.BACKFILLED]
+
+    def meanwhile(_done: int, _total: int) -> None:
+        while back_and_forth:
+            with Endpoint.connect(live.server.url) as endpoint:
+                now = live.state
+                assert now is not None
+                states.change(endpoint, PLAN, now.version, phase=back_and_forth.pop(0))
+
+    result = live.migration.verify(pause_s=0, on_progress=meanwhile)
+    assert not back_and_forth and result.verdict == "converged"
+    assert live.phase is Phase.BACKFILLED and "verify again" in str(result.note)
+    with History(live.ledger_path, mode="r") as history:
+        assert history.value("verified") is None
+    live.migration.verify(pause_s=0)
+    assert live.phase is Phase.VERIFIED

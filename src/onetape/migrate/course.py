@@ -149,13 +149,21 @@ def switch_reads(helm: Helm, *, share: float | None, shadow: float | None, execu
         return done("switch-reads", now.phase, after, lines, warnings)
 
 
-def advance(helm: Helm, endpoint: Endpoint, command: str) -> State:
-    """Move to the phase that a command leads to, as its work is done; settings changed meanwhile stay."""
+def advance(helm: Helm, endpoint: Endpoint, command: str, since: State) -> State:
+    """Move to the phase that a command leads to, as its work is done; settings changed meanwhile stay.
+
+    `since`: the state that the work began with. Raises StateMoved where the phase was left since, even if it is back.
+    """
     for attempt in range(_ATTEMPTS):
         now = states.required(helm.look(endpoint))
         to = phases.step(command, now.phase)
         if now.phase is to:
             return now
+        if now.entered != since.entered:
+            raise StateMoved(
+                f"the phase {now.phase} was left and entered again while this was at work",
+                hint=f"what it found is not of this time: onetape migrate {command} again",
+            )
         try:
             return helm.shift(endpoint, command, now, to)
         except StateMoved:

@@ -208,7 +208,7 @@ class Migration:
             if live is not None and whole and report.exit_code == EXIT_OK:
                 lease.check()
                 with self._writer() as writer:
-                    course.advance(self.helm, writer, "backfill")
+                    course.advance(self.helm, writer, "backfill", live)
             return report
 
     def _live(self, endpoint: Endpoint) -> State | None:
@@ -295,7 +295,7 @@ class Migration:
             if ledger is not None:
                 ledger.close()
         result = self._record_verdict(result, address, live is not None)
-        return result if live is None else self._record_live(result, began_ms)
+        return result if live is None else self._record_live(result, began_ms, live)
 
     @contextmanager
     def _sealing(self, ledger: Ledger | None) -> Iterator[Ledger | None]:
@@ -315,11 +315,19 @@ class Migration:
             yield writing
             writing.end_run()
 
-    def _record_live(self, result: Verification, began_ms: int) -> Verification:
-        """Tell the history of a live migration what a verify found, and go on to `verified` where it proves enough."""
+    def _record_live(self, result: Verification, began_ms: int, live: State) -> Verification:
+        """Tell the history of a live migration what a verify found, and go on to `verified` where it proves enough.
+
+        `live`: the state that the verify began with.
+        """
         if result.sampled:
             return result
         with self._writer() as writer:
+            now = self.helm.look(writer)
+            if now is None or now.entered != live.entered:
+                told = "gone" if now is None else f"{now.phase}, entered since"
+                note = f"not in the history: the phase was {live.phase} when it began, and is {told}; verify again"
+                return msgspec.structs.replace(result, note=note)
             with self.helm.history(writer) as history:
                 again = course.was_left(history)
                 proven, harmful = course.proven(result, again=again), course.harmful(result, again=again)
@@ -327,13 +335,12 @@ class Migration:
                     verdict=result.verdict, verified_ms=str(began_ms), verified="1" if proven else "0",
                     verified_skips=msgspec.json.encode(harmful).decode(),
                 )  # fmt: skip
-            now = self.helm.look(writer)
             if proven:
                 self.helm.forget_diverged(writer, gate.settled(self.helm, writer))
-            if now is None or now.phase is not Phase.BACKFILLED:
+            if now.phase is not Phase.BACKFILLED:
                 return result
             if proven:
-                course.advance(self.helm, writer, "verify")
+                course.advance(self.helm, writer, "verify", live)
                 return result
         if result.exit_code == EXIT_FAILURES:
             return result
