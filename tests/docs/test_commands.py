@@ -71,7 +71,7 @@ def test_every_option_that_a_page_names_exists() -> None:
         command = root
         for part in name.split():
             command = command.commands[part]  # type: ignore[attr-defined]
-        known |= {text for parameter in command.params for text in parameter.opts}
+        known |= {text for one in command.params for text in (*one.opts, *one.secondary_opts)}
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (FOLDER / page).read_text()))
         assert named <= known, f"{page}: {sorted(named - known)}"
