@@ -116,7 +116,7 @@ async def _beat_on(of: weakref.ref[AsyncDual], beat: Beat) -> None:
         dual = of()
         if dual is None:
             return
-        if beat.due():
+        if beat.pulse_due():
             try:
                 await dual.once(beat.pulse)
             except (RedisError, OnetapeError, OSError) as error:  # a write will meet it too, and tell its caller

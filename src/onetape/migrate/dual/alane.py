@@ -8,7 +8,8 @@ from typing import Any
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
-from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from onetape.migrate.dual.exchange import Send, Steps
 from onetape.migrate.dual.lane import Track, reader_of
@@ -30,7 +31,7 @@ class AsyncLane(Track):
                 if not await connection.can_read():
                     await connection.check_health()
                     return
-            except (ConnectionError, TimeoutError, OSError):
+            except (ConnectionError, RedisTimeoutError, OSError):
                 pass
             await self.drop()
         if type(connection).connect is not AbstractConnection.connect:  # behind sentinels
@@ -65,7 +66,7 @@ class AsyncLane(Track):
             raise ConnectionError("the connection was lost")
         replies: list[Any] = []
         try:
-            await connection.send_packed_command(send.packed, check_health=False)
+            await self._send(send.packed)
             read, decodes = connection.read_response, self.decodes
             before, last = send.before, send.before + send.decoded
             gets = None
@@ -87,6 +88,19 @@ class AsyncLane(Track):
             await self.drop()
             raise
         return replies
+
+    async def _send(self, packed: bytes) -> None:
+        """Send without a task of its own: redis-py's wait_for() makes one, and can lose a cancellation."""
+        connection = self.connection
+        writer = connection._writer
+        writer.write(packed)
+        try:
+            async with asyncio.timeout(connection.socket_timeout):
+                await writer.drain()
+        except TimeoutError:  # of asyncio
+            raise RedisTimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            raise ConnectionError(f"Error while writing to socket. {error}") from error
 
 
 class AsyncLanes:

@@ -40,6 +40,8 @@ ATTEMPTS = 30
 _WAITS_S = (0.001, 0.05)
 #: The longest single BLOCK of a read, ms: then it looks whether the phase is still the same.
 _BLOCK_MS = 1000
+#: So old may what is known of the server's time be, s.
+_CLOCK_S = 30.0
 
 
 class Send(NamedTuple):
@@ -87,6 +89,31 @@ class Counts(msgspec.Struct):
     state_lost: int = 0
 
 
+class ServerClock:
+    """The server's time, which operators go by: our own clock may be wrong, or be set while we run."""
+
+    def __init__(self) -> None:
+        self._ahead_ms: float | None = None
+        self._noted_s = float("-inf")
+
+    def note(self, reply: Any) -> None:
+        """Take in a reply to TIME; an error, where a user may not ask, leaves all as it is."""
+        if isinstance(reply, list | tuple):
+            self._noted_s = time.monotonic()
+            self._ahead_ms = int(reply[0]) * 1000 + int(reply[1]) // 1000 - self._noted_s * 1000
+
+    @property
+    def is_old(self) -> bool:
+        """Return whether the server should be asked again."""
+        return time.monotonic() - self._noted_s > _CLOCK_S
+
+    def now_ms(self) -> int:
+        """Return the server's time, ms since the epoch; ours where it was never told."""
+        if self._ahead_ms is None:
+            return now_ns() // 1_000_000
+        return round(time.monotonic() * 1000 + self._ahead_ms)
+
+
 class Exchange:
     """What all lanes of a client share. Its steps may run on many lanes at once."""
 
@@ -95,6 +122,7 @@ class Exchange:
         self.names = Names.of(plan)
         self.counts = Counts()
         self.known = Known()
+        self.clock = ServerClock()
         self.state: State | None = None
         self.by = operator()
         self._raw: bytes | None = None
@@ -161,13 +189,14 @@ class Exchange:
         tail = lane.pack("WATCH", self.names.state) + lane.pack("GET", self.names.state)
         hello, dbs = b"", sorted(self.routes.dbs)
         if not lane.greeted:  # a SELECT that fails inside a transaction would let its next command hit another database
-            hello = lane.pack("HELLO") + b"".join([lane.pack("SELECT", db) for db in dbs])
-        replies = yield Send(hello + head + tail, 4 if lane.greeted else 5 + len(dbs))
-        for reply in replies if lane.greeted else replies[1:]:
+            hello = lane.pack("HELLO") + lane.pack("TIME") + b"".join([lane.pack("SELECT", db) for db in dbs])
+        replies = yield Send(hello + head + tail, 4 if lane.greeted else 6 + len(dbs))
+        for reply in replies if lane.greeted else replies[2:]:
             if isinstance(reply, Exception):
                 raise reply
         if not lane.greeted:
             lane.frozen, lane.greeted = _is_frozen(replies[0]), True
+            self.clock.note(replies[1])
         self.note(lane, replies[-1])
         if self._require and lane.state is None:
             raise PhaseRefused(
@@ -332,7 +361,7 @@ class Exchange:
 
     def record(self, why: str) -> bytes:
         """Return what is written into the hash of divergences."""
-        return msgspec.json.encode({"at_ms": now_ns() // 1_000_000, "why": why, "by": f"{self.client} {self.by}"})
+        return msgspec.json.encode({"at_ms": self.clock.now_ms(), "why": why, "by": f"{self.client} {self.by}"})
 
     # Asking before
 

@@ -18,7 +18,6 @@ import msgspec
 import redis
 from redis.exceptions import RedisError
 
-from onetape.clock import now_ns
 from onetape.errors import OnetapeError
 from onetape.migrate.dual.exchange import Exchange, Send, Steps, Wire
 from onetape.migrate.endpoint import pack
@@ -49,6 +48,10 @@ class Beat:
         """Return whether the last one is a second old, or tells of another version than the one seen."""
         return time.monotonic() - self._last >= EVERY_S or self._version != self._seen()
 
+    def pulse_due(self) -> bool:
+        """Return whether a packet of its own is called for: a heartbeat, or a look at the server's clock."""
+        return self.due() or self._exchange.clock.is_old
+
     def piggyback(self) -> bytes | None:
         """Return the packed command that tells it, None where it is not due. It counts as told."""
         if not self.due():
@@ -71,7 +74,7 @@ class Beat:
             "reads": counts.reads,
             "divergences": counts.divergences,
             "passed": counts.passed,
-            "at_ms": now_ns() // 1_000_000,
+            "at_ms": exchange.clock.now_ms(),
             "lib": f"redis-py {redis.__version__}",
         }
         return pack("HSET", exchange.names.clients, self._field, msgspec.json.encode(facts))
@@ -81,10 +84,11 @@ class Beat:
         exchange = self._exchange
         if not lane.armed:
             yield from exchange.arm(lane)
-        replies = yield Send(pack("GET", exchange.names.state) + self.packed(), 2)
-        if isinstance(replies[0], Exception):
-            raise replies[0]
-        exchange.note(lane, replies[0])
+        replies = yield Send(pack("TIME") + pack("GET", exchange.names.state) + self.packed(), 3)
+        exchange.clock.note(replies[0])
+        if isinstance(replies[1], Exception):
+            raise replies[1]
+        exchange.note(lane, replies[1])
         self._last = time.monotonic()
 
     def goodbye(self, lane: Wire) -> Steps:
@@ -133,7 +137,7 @@ def _beat_on(of: weakref.ref[Dual], beat: Beat, done: threading.Event) -> None:
         dual = of()
         if dual is None:
             return
-        if beat.due():
+        if beat.pulse_due():
             try:
                 dual.once(beat.pulse)
             except (RedisError, OnetapeError, OSError) as error:  # a write will meet it too, and tell its caller
