@@ -95,7 +95,7 @@ class History:
             self._db.set_busy_timeout(10_000)
             if mode == "w":
                 self._write(lambda: self._db.execute(_TABLES))
-                self._db.pragma("synchronous", "full")  # a change of phase must not be forgotten in a power cut
+                self._db.pragma("synchronous", "normal")
             self._has_tables = bool(self._all("SELECT 1 FROM sqlite_master WHERE name = 'replaced'"))
         except apsw.Error as error:
             raise self._unusable(error) from error
@@ -119,7 +119,9 @@ class History:
 
     def set_values(self, **values: str) -> None:
         """Write values of the ledger's state row, all or none, without the ledger's lock."""
-        self._write(lambda: self._db.executemany("INSERT OR REPLACE INTO state VALUES(?,?)", list(values.items())))
+        self._write(
+            lambda: self._db.executemany("INSERT OR REPLACE INTO state VALUES(?,?)", list(values.items())), power=True
+        )
 
     @property
     def live(self) -> tuple[Phase, int] | None:
@@ -142,7 +144,8 @@ class History:
                 "INSERT INTO transition(at_ns, command, before, after, by, reason, forced, outcome)"
                 " VALUES(?,?,?,?,?,?,?,'')",
                 row,
-            )
+            ),
+            power=True,
         )
         return self._db.last_insert_rowid()
 
@@ -154,7 +157,7 @@ class History:
             self._db.execute("UPDATE transition SET version=?, ended_ns=?, outcome=? WHERE id=?", row)
             self._know(state)
 
-        self._write(write)
+        self._write(write, power=True)
 
     def refuse(self, id: int, why: str) -> None:
         """Write down that a change was not made."""
@@ -250,9 +253,11 @@ class History:
         except apsw.Error as error:
             raise self._unusable(error) from error
 
-    def _write(self, act: Callable[[], object]) -> None:
+    def _write(self, act: Callable[[], object], *, power: bool = False) -> None:
+        """Carry it out as one transaction; `power`: one that a power cut cannot take back, as a change of phase."""
         db = self._db
         try:
+            db.pragma("synchronous", "full" if power else "normal")
             db.execute("BEGIN IMMEDIATE")
             act()
             db.execute("COMMIT")

@@ -12,16 +12,19 @@ from pathlib import Path
 import apsw
 
 from onetape.errors import EndpointError, LedgerUnusable
-from onetape.migrate import content
+from onetape.migrate import compare, content
+from onetape.migrate.compare import Comparer
 from onetape.migrate.dump import digest
 from onetape.migrate.endpoint import Argument, Endpoint, ReplyError
 from onetape.migrate.side import BIG_BYTES
 from onetape.migrate.slice_decide import content_digest
 from onetape.migrate.twins import Place, Twin, Twins
 
-_AT_ONCE = 50
+#: Pairs that the server compares, and that are read, at once.
+_AT_ONCE = 1000
+_READ_AT_ONCE = 50
 
-#: What both sides held: digest of a DUMP or of a content, absolute expiry in ms, -1 for none.
+#: What both sides held: seal or digest of a DUMP, or digest of a content, absolute expiry in ms, -1 for none.
 Held = tuple[bytes, int]
 
 
@@ -96,9 +99,10 @@ class Sides:
     def look(self, reader: Endpoint, some: Sequence[Twin]) -> list[Twin]:
         """Look at these pairs; return those that were not what they were at the last look."""
         changed: list[Twin] = []
+        comparer = Comparer(reader, sealing=True)
         for at in range(0, len(some), _AT_ONCE):
             rows = []
-            for twin, held in _held(reader, some[at : at + _AT_ONCE]):
+            for twin, held in _looked_at(reader, comparer, some[at : at + _AT_ONCE]):
                 if held != self.find(twin.old):
                     changed.append(twin)
                 if held is not None:
@@ -106,6 +110,34 @@ class Sides:
             with self._db:
                 self._db.executemany("INSERT OR REPLACE INTO side VALUES(?,?,?,?,?)", rows)
         return changed
+
+
+def _looked_at(reader: Endpoint, comparer: Comparer, some: Sequence[Twin]) -> Iterable[tuple[Twin, Held | None]]:
+    """Yield what both sides of each pair hold: by the server's script, and what that cannot tell by reading it."""
+    for old_db, new_db in dict.fromkeys((twin.old_db, twin.new_db) for twin in some):
+        group = [twin for twin in some if (twin.old_db, twin.new_db) == (old_db, new_db)]
+        request = comparer.request(old_db, new_db, [(twin.old_key, twin.new_key) for twin in group])
+        replies = None if request is None else reader.exchange(*request)
+        codes = None if replies is None else comparer.answer(replies)
+        if replies is None or codes is None:
+            yield from _in_batches(reader, group)
+            continue
+        seals = iter(comparer.sealed(replies))
+        unclear = []
+        for place, twin in enumerate(group):
+            code = codes[place : place + 1]
+            if code == compare.EQUAL:
+                yield twin, next(seals)
+            elif code in (compare.NO_SOURCE, compare.NO_TARGET, compare.EXPIRY):
+                yield twin, None
+            else:
+                unclear.append(twin)
+        yield from _in_batches(reader, unclear)
+
+
+def _in_batches(reader: Endpoint, some: Sequence[Twin]) -> Iterable[tuple[Twin, Held | None]]:
+    for at in range(0, len(some), _READ_AT_ONCE):
+        yield from _held(reader, some[at : at + _READ_AT_ONCE])
 
 
 def _held(reader: Endpoint, some: Sequence[Twin]) -> Iterable[tuple[Twin, Held | None]]:
