@@ -48,7 +48,7 @@ class AsyncDual:
         self.lanes = AsyncLanes(pool, f"onetape-writer-{self.id}", self.exchange.forget)
         self.beat = Beat(self.exchange, self.id, name)
         self.exchange.beat = self.beat.piggyback
-        self._task: asyncio.Task[None] | None = None
+        self.beats: asyncio.Task[None] | None = None
 
     def status(self) -> DualStatus:
         """Return the phase that was seen last, and what was done so far."""
@@ -92,16 +92,16 @@ class AsyncDual:
 
     def wake(self) -> None:
         """Start the heartbeat of the running event loop, if it has none."""
-        task = self._task
+        task = self.beats
         if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
-            self._task = asyncio.create_task(_beat_on(weakref.ref(self), self.beat), name="onetape-dual")
+            self.beats = asyncio.create_task(_beat_on(weakref.ref(self), self.beat), name="onetape-dual")
 
     async def close(self) -> None:
         """Say goodbye: the heartbeat is taken back, and the lanes are closed."""
-        task, self._task = self._task, None
+        task, self.beats = self.beats, None
         if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            task.cancel()  # redis-py can lose it while it connects; the task ends by itself then
+            await asyncio.wait([task], timeout=EVERY_S)
         if self.beat.told:
             try:
                 await self.once(self.beat.goodbye)
@@ -114,7 +114,7 @@ async def _beat_on(of: weakref.ref[AsyncDual], beat: Beat) -> None:
     while True:
         await asyncio.sleep(EVERY_S / 2)
         dual = of()
-        if dual is None:
+        if dual is None or dual.beats is not asyncio.current_task():
             return
         if beat.pulse_due():
             try:
