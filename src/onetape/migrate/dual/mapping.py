@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from onetape.errors import CommandUnmapped
 from onetape.migrate.dual.commands import COMMANDS, Command, Way, find, word
+from onetape.migrate.plan import RedisType
 from onetape.migrate.report import key_text
 from onetape.migrate.routes import Route, Routes
 
@@ -127,11 +128,12 @@ class Mapper:
         found: dict[tuple[int, bytes], None] = {}
         for key in map(self._encode, keys):
             found[self.db, key] = None
-            route = self._routes.of(self.db, key)
-            if route is not None:
-                found[route.new_db, route.new_key] = None
-                if route.old_key:
-                    found[route.old_db, route.old_key] = None
+            for kind in (None, *get_args(RedisType)) if self._typed else (None,):
+                route = self._routes.of(self.db, key, kind)
+                if route is not None:
+                    found[route.new_db, route.new_key] = None
+                    if route.old_key:
+                        found[route.old_db, route.old_key] = None
         return list(found)
 
     def typed(self, part: Part, kind: str | None) -> Part | None:

@@ -409,10 +409,11 @@ def test_watch_sees_both_names_and_a_change_of_phase(server: EmbeddedServer) -> 
             lambda: rig.old.set("a:k", 5),
             lambda: rig.new.set("n:k", 5),
             lambda: rig.old.set("free", 1),
+            lambda: rig.new.set("texts:w", 5),
             lambda: rig.go(Phase.BACKFILLED),
         ]:
             with dual.pipeline() as pipe:
-                pipe.watch("a:k", "free")
+                pipe.watch("a:k", "free", "t:w")
                 assert pipe.get("a:k") is not None
                 pipe.multi()
                 pipe.set("a:k", 7)
