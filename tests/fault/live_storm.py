@@ -130,7 +130,7 @@ class Writer:
         return lambda: self.client.xadd(key, {"n": n}), done
 
     def string(self, n: int) -> Any:
-        return lambda: self.client.set(self._key("string"), n, px=3_600_000), lambda: False  # done twice is done once
+        return lambda: self.client.set(self._key("string"), n, px=36_000_000), lambda: False  # done twice is done once
 
     def sorted_(self, n: int) -> Any:
         return lambda: self.client.zadd(self._key("zset"), {f"m{n}": n}), lambda: False

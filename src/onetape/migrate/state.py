@@ -231,9 +231,12 @@ class Lease:
 
     def confirm(self, raw: bytes | None) -> None:
         """Raise OperatorBusy unless the server says that the lease is ours. `raw`: what it says, under WATCH."""
-        if raw != self._told:
+        if raw is None:  # forgotten by the server; taken again, it changes under the WATCH, and we are asked again
+            with self._connect() as endpoint:
+                self._keep(endpoint)
+        elif raw != self._told:
             self.lost = True
-            self.check()
+        self.check()
 
     def _is_late(self) -> bool:
         return time.monotonic() - self._held_s > LEASE_MS / 1000

@@ -17,10 +17,10 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
-from redis.exceptions import ExecAbortError, WatchError
+from redis.exceptions import ExecAbortError, RedisError, WatchError
 
 from onetape.clock import now_ns
-from onetape.errors import PhaseRefused, StateMoved
+from onetape.errors import OnetapeError, PhaseRefused, StateMoved
 from onetape.migrate.dual.commands import word
 from onetape.migrate.dual.known import Known, Pair, pair
 from onetape.migrate.dual.look import big_ones, first_look, judge, second_look
@@ -41,7 +41,7 @@ _WAITS_S = (0.001, 0.05)
 #: The longest single BLOCK of a read, ms: then it looks whether the phase is still the same.
 _BLOCK_MS = 1000
 #: So old may what is known of the server's time be, s.
-_CLOCK_S = 30.0
+_CLOCK_S = 3.0
 
 
 class Send(NamedTuple):
@@ -129,6 +129,7 @@ class Exchange:
         self._require = require_state
         self._lock = threading.Lock()
         self.beat: Callable[[], bytes | None] = lambda: None
+        self.owed: dict[Pair, tuple[Route, str]] = {}
         self._head, self._tail = pack("MULTI"), pack("EXEC")
         self._get = pack("GET", self.names.state)
         self._tail += pack("WATCH", self.names.state) + self._get
@@ -145,6 +146,11 @@ class Exchange:
     def forget(self) -> None:
         """Forget which pairs are equal."""
         self.known.forget(trusted=self.known.trusted)
+
+    def forked(self) -> None:
+        """Begin anew in a process that was forked, perhaps while another thread held the lock."""
+        self._lock, self.by = threading.Lock(), operator()
+        self.forget()
 
     def note(self, lane: Wire, raw: bytes | None) -> None:
         """Take in the state as the server told it on a lane, which goes by it from here on.
@@ -165,14 +171,15 @@ class Exchange:
             elif raw == self._raw:
                 state = self.state
             else:
+                armed, lane.armed = lane.armed, False
                 state = decode(raw)
                 if state.plan_hash != self.plan.hash:
-                    lane.armed = False
                     raise StateMoved(
                         f"the migration {self.plan.name!r} on this server goes by another plan: "
                         f"{state.plan_hash[:12]}, not {self.plan.hash[:12]}",
                         hint="give this client the plan it was started with",
                     )
+                lane.armed = armed
                 if self.state is None or self._raw is None or state.version >= self.state.version:
                     self.state = state
             if raw != self._raw or lane.noted:
@@ -196,6 +203,8 @@ class Exchange:
                 raise reply
         if not lane.greeted:
             lane.frozen, lane.greeted = _is_frozen(replies[0]), True
+            # The connections of before may have ended with their server, which came back with what it had saved.
+            self.forget()
             self.clock.note(replies[1])
         self.note(lane, replies[-1])
         if self._require and lane.state is None:
@@ -257,10 +266,11 @@ class Exchange:
         return self._committed(lane, woven, replies)
 
     def _committed(self, lane: Wire, woven: Woven, replies: list[Any]) -> tuple[list[Any] | None, bytes | None]:
-        done = replies[1 + woven.length]
-        raw = replies[3 + woven.length]
-        if isinstance(raw, Exception) or isinstance(replies[2 + woven.length], Exception):
-            raise raw if isinstance(raw, Exception) else replies[2 + woven.length]
+        done, watched, raw = replies[1 + woven.length : 4 + woven.length]
+        if isinstance(watched, Exception) or isinstance(raw, Exception):
+            if isinstance(done, list):  # what was written is written; the next command will be told
+                return done, lane.raw
+            raise raw if isinstance(raw, Exception) else watched
         lane.armed = True
         if isinstance(done, Exception):
             self.note(lane, raw)
@@ -278,11 +288,29 @@ class Exchange:
     ) -> Steps:  # fmt: skip
         """Look at the replies of a transaction that was carried out, and repair what is not equal after it."""
         mine = self._settle(parts, woven, replies, generation, phase)
-        self.note(lane, raw)
+        wrong: list[Route] = []
         if isinstance(mine, tuple):
             mine, wrong, why = mine
-            yield from self.heal(lane, wrong, why)
+        # It was carried out. From here on no error may reach the caller, who would do it once more.
+        try:
+            self.note(lane, raw)
+        except StateMoved as error:  # the lane is not armed any more: the next command will be told
+            _log.warning("after a write: %s", error)
+        if wrong:
+            self.owed.update({pair(route): (route, why) for route in wrong})
+            try:
+                yield from self.pay(lane)
+            except (RedisError, OnetapeError, OSError) as error:
+                _log.warning("the other side of %d keys is not made equal yet: %s", len(self.owed), error)
         return mine
+
+    def pay(self, lane: Wire) -> Steps:
+        """Make equal what a write left unequal, and record it; what fails stays owed, and the heartbeat tries again."""
+        for why in {why for _, why in list(self.owed.values())}:
+            owed = {place: route for place, (route, of) in list(self.owed.items()) if of == why}
+            yield from self.heal(lane, list(owed.values()), why)
+            for place in owed:
+                self.owed.pop(place, None)
 
     def _settle(
         self, parts: Sequence[Part], woven: Woven, replies: list[Any], generation: int, phase: Phase
@@ -307,11 +335,16 @@ class Exchange:
             if bad:
                 why = why or (str(reply) if isinstance(reply, Exception) else "the two sides replied differently")
                 wrong.update({pair(route): route for route in check.routes})
+        failed = {pair(r) for part, reply in zip(parts, mine, strict=True)
+                  if isinstance(reply, Exception) and part.form == "both" for r in part.written()}  # fmt: skip
+        if failed and len(parts) > 1:
+            relied = self._relied(parts, mine, woven, failed)
+            if relied:
+                why = why or "a command failed that a later one of the same transaction went by"
+                wrong.update(relied)
         equal: Iterable[Route] = woven.equal
         if wrong:
             equal = [route for route in equal if pair(route) not in wrong]
-        failed = {pair(r) for part, reply in zip(parts, mine, strict=True)
-                  if isinstance(reply, Exception) and part.form == "both" for r in part.written()}  # fmt: skip
         if failed:
             equal = [route for route in equal if pair(route) not in failed or route in self.known]
         self.known.add(equal, generation)
@@ -320,11 +353,25 @@ class Exchange:
             return mine, list(wrong.values()), why
         return mine
 
+    def _relied(self, parts: Sequence[Part], replies: list[Any], woven: Woven, failed: set[Pair]) -> dict[Pair, Route]:
+        """Return what was written on both sides because a command before it would have made them equal, and failed."""
+        anew = {pair(route) for check in woven.checks if check.part < 0 for route in check.routes}
+        doubtful = {place for place in failed - anew if place not in self.known.pairs}
+        relied: dict[Pair, Route] = {}
+        for part, reply in zip(parts, replies, strict=True):
+            if part.form != "both" or part.reads or isinstance(reply, Exception):
+                continue
+            if part.way in ("set", "relative"):
+                doubtful -= {pair(route) for route in part.written()}
+            elif any(pair(key.route) in doubtful for key in part.keys):
+                relied.update({pair(route): route for route in part.written() if pair(route) not in anew})
+        return relied
+
     def _count(self, parts: Sequence[Part], woven: Woven, looked: Mapping[Pair, Look]) -> None:
         counts = self.counts
         counts.writes += 1 if len(parts) == 1 else sum(not part.reads for part in parts)
         counts.divergences += woven.recorded
-        if len(parts) > 1 or parts[0].form != "both":
+        if len(parts) != 1 or parts[0].form != "both":
             counts.passed += sum(part.form == "pass" for part in parts)
             counts.merged += sum(part.form == "old" and not part.reads for part in parts)
         if looked:
@@ -358,6 +405,7 @@ class Exchange:
                 self.note(lane, raw)
                 self.counts.divergences += len(routes)
                 return
+        raise StateMoved(f"the migration's state changed {ATTEMPTS} times while keys were made equal")
 
     def record(self, why: str) -> bytes:
         """Return what is written into the hash of divergences."""
@@ -472,17 +520,17 @@ class Exchange:
         """Read what has its new name under that, and the rest as before."""
         asked = [at for at, part in enumerate(parts) if part.form == "both"]
         packed = b""
+        for at in asked:  # first: a key that comes in between is read on the old side, one that goes is gone on both
+            packed += lane.pack("EXISTS", *{key.route.new_key for key in parts[at].keys})
         for at in asked:
             packed += lane.pack(*parts[at].on("new")[1])
-        for at in asked:
-            packed += lane.pack("EXISTS", *{key.route.new_key for key in parts[at].keys})
-        replies = yield Send(packed + self._get, 0, len(asked), len(asked) + 1)
+        replies = yield Send(packed + self._get, len(asked), len(asked), 1)
         raw = replies.pop()
-        for reply in (raw, *replies[len(asked) :]):
+        for reply in (raw, *replies[: len(asked)]):
             if isinstance(reply, Exception):
                 raise reply
         found: dict[int, Any] = {}
-        for at, reply, there in zip(asked, replies, replies[len(asked) :], strict=False):
+        for at, there, reply in zip(asked, replies, replies[len(asked) :], strict=False):
             if there == len({key.route.new_key for key in parts[at].keys}):
                 found[at] = reply
         rest = [part for at, part in enumerate(parts) if at not in found]

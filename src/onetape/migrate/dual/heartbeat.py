@@ -49,8 +49,8 @@ class Beat:
         return time.monotonic() - self._last >= EVERY_S or self._version != self._seen()
 
     def pulse_due(self) -> bool:
-        """Return whether a packet of its own is called for: a heartbeat, or a look at the server's clock."""
-        return self.due() or self._exchange.clock.is_old
+        """Return whether a packet of its own is called for: a heartbeat, a look at the server's clock, or what is owed."""
+        return self.due() or self._exchange.clock.is_old or bool(self._exchange.owed)
 
     def piggyback(self) -> bytes | None:
         """Return the packed command that tells it, None where it is not due. It counts as told."""
@@ -90,11 +90,15 @@ class Beat:
             raise replies[1]
         exchange.note(lane, replies[1])
         self._last = time.monotonic()
+        if exchange.owed:
+            yield from exchange.pay(lane)
 
     def goodbye(self, lane: Wire) -> Steps:
         """Take the heartbeat back."""
         if not lane.armed:
             yield from self._exchange.arm(lane)
+        if self._exchange.owed:
+            yield from self._exchange.pay(lane)
         yield Send(pack("HDEL", self._exchange.names.clients, self._field), 1)
         self.told = False
 
