@@ -49,12 +49,16 @@ class AsyncLane(Track):
         try:
             asked = next(steps)
             while True:
-                if isinstance(asked, Send):
-                    answer = await self.exchange(asked)
-                else:
-                    await asyncio.sleep(asked)
+                try:
                     answer = []
-                asked = steps.send(answer)
+                    if isinstance(asked, Send):
+                        answer = await self.exchange(asked)
+                    else:
+                        await asyncio.sleep(asked)
+                except BaseException as error:  # noqa: BLE001  (handed on)
+                    asked = steps.throw(error)  # for steps whose write was carried out before
+                else:
+                    asked = steps.send(answer)
         except StopIteration as done:
             return done.value
 

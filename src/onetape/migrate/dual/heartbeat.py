@@ -49,7 +49,7 @@ class Beat:
         return time.monotonic() - self._last >= EVERY_S or self._version != self._seen()
 
     def pulse_due(self) -> bool:
-        """Return whether a packet of its own is called for: a heartbeat, a look at the server's clock, or what is owed."""
+        """Return whether a packet of its own is called for: a heartbeat, the server's clock, what is owed."""
         return self.due() or self._exchange.clock.is_old or bool(self._exchange.owed)
 
     def piggyback(self) -> bytes | None:

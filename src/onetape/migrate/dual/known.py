@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from onetape.migrate.routes import Route
 
@@ -32,6 +32,11 @@ class Known:
 
     def __contains__(self, route: Route) -> bool:
         return (route.old_db, route.old_key) in self._pairs
+
+    @property
+    def pairs(self) -> Collection[Pair]:
+        """The pairs, as of now."""
+        return self._pairs
 
     def __len__(self) -> int:
         return len(self._pairs)

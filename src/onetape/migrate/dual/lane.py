@@ -95,12 +95,16 @@ class Lane(Track):
         try:
             asked = next(steps)
             while True:
-                if isinstance(asked, Send):
-                    answer = self.exchange(asked)
-                else:
-                    time.sleep(asked)
+                try:
                     answer = []
-                asked = steps.send(answer)
+                    if isinstance(asked, Send):
+                        answer = self.exchange(asked)
+                    else:
+                        time.sleep(asked)
+                except BaseException as error:  # noqa: BLE001  (handed on)
+                    asked = steps.throw(error)  # for steps whose write was carried out before
+                else:
+                    asked = steps.send(answer)
         except StopIteration as done:
             return done.value
 
