@@ -19,7 +19,9 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import (
+    ConnectionError, ExecAbortError, OutOfMemoryError, ReadOnlyError, ResponseError, TimeoutError,
+)  # fmt: skip
 from redis.retry import Retry
 from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 
@@ -32,7 +34,7 @@ from onetape.migrate.migration import Migration
 #: The operators of these tests lose their lease after this time, ms.
 LEASE_MS = 1200
 _CAREFUL_S = 40.0
-_DONE_LATER = ("OOM", "READONLY", "LOADING", "MASTERDOWN", "MISCONF", "EXECABORT", "NOREPLICAS")
+_DONE_LATER = (OutOfMemoryError, ReadOnlyError, ExecAbortError)
 _SHARED = "indicators:SHARED"
 
 
@@ -94,7 +96,7 @@ class Writer:
                 if time.monotonic() > until_s:
                     raise AssertionError(f"{self.name}: no answer for {_CAREFUL_S:g} s") from error
             except ResponseError as error:  # the server said no: nothing was done
-                if not str(error).startswith(_DONE_LATER) and "OOM" not in str(error):
+                if not isinstance(error, _DONE_LATER):
                     raise
                 self.refused += 1
                 if time.monotonic() > until_s:

@@ -161,6 +161,17 @@ def _moved(found: State | None) -> StateMoved:
     )
 
 
+def without(state: State) -> State:
+    """Return what a client goes by that knew this state and finds that the server has it no more.
+
+    Mostly the same. After the cutover the old side counts again: the state was among the new keys, so those are likely
+    to be gone with it, and what mirrored them must not be made what is left of them.
+    """
+    if state.phase is not Phase.CUT_OVER:
+        return state
+    return msgspec.structs.replace(state, phase=Phase.VERIFIED, read_share=0.0, shadow_share=0.0)
+
+
 def server_ms(endpoint: Endpoint) -> int:
     """Return the server's time, ms since the epoch: one clock for all clients."""
     seconds, micros = endpoint.call("TIME")
@@ -305,4 +316,4 @@ def required(state: State | None) -> State:
 
 
 __all__ = ["LEASE_MS", "PREFIX", "Lease", "Names", "State", "change", "decode", "load", "operator",
-           "required", "server_ms"]  # fmt: skip
+           "required", "server_ms", "without"]  # fmt: skip

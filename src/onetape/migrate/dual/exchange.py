@@ -30,7 +30,7 @@ from onetape.migrate.endpoint import pack
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
 from onetape.migrate.routes import Route, Routes
-from onetape.migrate.state import Names, State, decode, operator
+from onetape.migrate.state import Names, State, decode, operator, without
 
 _log = logging.getLogger(__name__)
 
@@ -140,16 +140,19 @@ class Exchange:
 
     @property
     def phase(self) -> Phase:
-        """The last phase seen; PLANNED where there was no state."""
-        return self.state.phase if self.state is not None else Phase.PLANNED
+        """The phase that this client goes by; PLANNED where there was no state."""
+        if self.state is None:
+            return Phase.PLANNED
+        return self.state.phase if self._raw is not None else without(self.state).phase
 
     def forget(self) -> None:
         """Forget which pairs are equal."""
         self.known.forget(trusted=self.known.trusted)
 
-    def forked(self) -> None:
+    def forked(self, client: str) -> None:
         """Begin anew in a process that was forked, perhaps while another thread held the lock."""
-        self._lock, self.by = threading.Lock(), operator()
+        self._lock, self.client, self.by = threading.Lock(), client, operator()
+        self.owed = {}
         self.forget()
 
     def note(self, lane: Wire, raw: bytes | None) -> None:
@@ -164,8 +167,8 @@ class Exchange:
                 if self.state is not None and self._raw is not None:
                     self.counts.state_lost += 1
                     _log.warning(
-                        "the state of the migration %r is gone from database %d; going on in the phase %s",
-                        self.plan.name, self.names.db, self.state.phase,
+                        "the state of the migration %r, %s, is gone from database %d; going on as in %s",
+                        self.plan.name, self.state.phase, self.names.db, without(self.state).phase,
                     )  # fmt: skip
                 state = self.state
             elif raw == self._raw:
@@ -573,14 +576,14 @@ class Exchange:
     def _write_quickly(self, lane: Wire, part: Part) -> Steps:
         """Do what write() does, for the usual case: one command, given to both sides. (False, None) for another."""
         state = lane.state
-        if state is None or not state.phase.both_written:
+        phase = _phase_of(lane)
+        if state is None or not phase.both_written:
             return False, None
         way, written, known, generation = part.way, part.written(), self.known, self.known.generation
         if way != "set" and not (way == "relative" and lane.frozen):
             usual = way == "same" or (lane.frozen and way in ("timed", "expire"))
             if not usual or not all(key.route in known for key in part.keys):
                 return False, None
-        phase = state.phase
         home = self.names.db
         old_db, old = part.on("old")
         new_db, new = part.on("new")
@@ -690,7 +693,9 @@ class Exchange:
 
 
 def _phase_of(lane: Wire) -> Phase:
-    return lane.state.phase if lane.state is not None else Phase.PLANNED
+    if lane.state is None:
+        return Phase.PLANNED
+    return lane.state.phase if lane.raw is not None else without(lane.state).phase
 
 
 def _alike(part: Part, own: Any, reply: Any, phase: Phase) -> bool:

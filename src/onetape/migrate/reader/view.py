@@ -8,7 +8,7 @@ from typing import Any
 
 from onetape.errors import EndpointError, StateMoved
 from onetape.migrate.plan import Plan
-from onetape.migrate.state import State, decode
+from onetape.migrate.state import State, decode, without
 
 #: No read goes by a state that was seen longer ago.
 REFRESH_S = 0.25
@@ -41,8 +41,8 @@ class View:
     def take(self, raw: Any) -> None:
         """Take over what GET gave: bytes, text, None, or the error. Raises StateMoved, EndpointError the first time.
 
-        Later a state that is gone, unreadable or of another plan changes nothing: reads go on in the last phase that
-        was known, and status and heartbeat say so.
+        Later a state that is unreadable or of another plan changes nothing: reads go on in the last phase that was
+        known, and status and heartbeat say so. So does one that is gone, but that the old side counts again.
         """
         try:
             found = self._read(raw)
@@ -52,6 +52,8 @@ class View:
             self._stay(error.message)
             return
         if found is None and self.version:
+            if self.state is not None:
+                self.state = without(self.state)
             self._stay("the state is gone from Redis: it was flushed, swapped or deleted")
             return
         self._until = time.monotonic() + REFRESH_S
