@@ -6,8 +6,10 @@ both were. After the way back to the start it tells undo which new keys still ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -50,7 +52,7 @@ class Sides:
                 )
                 self._db.execute("CREATE TABLE IF NOT EXISTS about(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
         except apsw.Error as error:
-            raise LedgerUnusable(f"{path}: {error}", hint="move it away and run again") from error
+            raise self._unusable(error) from error
 
     def __enter__(self) -> Sides:
         return self
@@ -64,29 +66,29 @@ class Sides:
 
     def about(self, name: str) -> str | None:
         """Return a value: "pending" is the phase that a way back leads to, until it is over."""
-        rows = list(self._db.execute("SELECT value FROM about WHERE name = ?", (name,)))
+        rows = self._rows("SELECT value FROM about WHERE name = ?", (name,))
         return None if not rows else str(rows[0][0])
 
     def set_about(self, name: str, value: str | None) -> None:
         """Write a value, or remove it."""
-        with self._db:
+        with self._writing():
             self._db.execute("DELETE FROM about WHERE name = ?", (name,))
             if value is not None:
                 self._db.execute("INSERT INTO about VALUES(?,?)", (name, value))
 
     def clear(self) -> None:
         """Forget all pairs."""
-        with self._db:
+        with self._writing():
             self._db.execute("DELETE FROM side")
 
     def find(self, old: Place) -> Held | None:
         """Return what both sides of a pair held, None where they were not seen equal."""
-        rows = list(self._db.execute("SELECT stands, expire_ms FROM side WHERE old_db = ? AND old_key = ?", old))
+        rows = self._rows("SELECT stands, expire_ms FROM side WHERE old_db = ? AND old_key = ?", old)
         return (bytes(rows[0][0]), int(rows[0][1])) if rows else None
 
     def count(self) -> int:
         """Return how many pairs are known."""
-        return int(next(iter(self._db.execute("SELECT count(*) FROM side")))[0])
+        return int(self._rows("SELECT count(*) FROM side", ())[0][0])
 
     def take(self, reader: Endpoint, twins: Twins, check: Callable[[], None]) -> list[Twin]:
         """Look at all pairs, and put down what equal ones hold; return those that were not so at the last look."""
@@ -107,9 +109,28 @@ class Sides:
                     changed.append(twin)
                 if held is not None:
                     rows.append((twin.old_db, twin.old_key, twin.new_key, *held))
-            with self._db:
+            with self._writing():
                 self._db.executemany("INSERT OR REPLACE INTO side VALUES(?,?,?,?,?)", rows)
         return changed
+
+    def _rows(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        try:
+            return list(self._db.execute(sql, values))
+        except apsw.Error as error:
+            raise self._unusable(error) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with self._db:
+                yield
+        except apsw.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: apsw.Error) -> LedgerUnusable:
+        if isinstance(error, apsw.FullError):
+            return LedgerUnusable(f"{self.path}: the disk is full", hint="free space and run again")
+        return LedgerUnusable(f"{self.path}: {error}", hint="move it away and run again")
 
 
 def _looked_at(reader: Endpoint, comparer: Comparer, some: Sequence[Twin]) -> Iterable[tuple[Twin, Held | None]]:
