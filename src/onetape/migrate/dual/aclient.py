@@ -18,6 +18,7 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError
 
 from onetape.errors import OnetapeError
+from onetape.migrate.dual import forks
 from onetape.migrate.dual.alane import AsyncLane, AsyncLanes
 from onetape.migrate.dual.client import called_back, encoding
 from onetape.migrate.dual.commands import word
@@ -48,7 +49,16 @@ class AsyncDual:
         self.lanes = AsyncLanes(pool, f"onetape-writer-{self.id}", self.exchange.forget)
         self.beat = Beat(self.exchange, self.id, name)
         self.exchange.beat = self.beat.piggyback
+        forks.add(self)
         self.beats: asyncio.Task[None] | None = None
+
+    def forked(self) -> None:
+        """Be another client in a process that was forked: with connections, a name and a heartbeat of its own."""
+        self.id = secrets.token_hex(6)
+        self.exchange.forked(self.name or self.id)
+        self.lanes.forked(f"onetape-writer-{self.id}")
+        self.beat.forked(self.id)
+        self.beats = None
 
     def status(self) -> DualStatus:
         """Return the phase that was seen last, and what was done so far."""
@@ -60,18 +70,23 @@ class AsyncDual:
 
     async def steps(self, make: Callable[[Wire], Steps]) -> Any:
         """Carry out steps on a lane of their own, with redis-py's own retries."""
-        lane = self.lanes.take()
-        self.wake()
+        lane = await self.lanes.wait()
         try:
+            self.wake()
             return await lane.connection.retry.call_with_retry(
                 lambda: self._once(lane, make), lambda _: self.lost(lane)
             )
+        except (RedisError, OnetapeError):
+            raise
+        except BaseException:  # cancelled in the middle, or a reply that cannot be decoded: it may have been done
+            self.exchange.forget()
+            raise
         finally:
             self.lanes.give(lane)
 
     async def once(self, make: Callable[[Wire], Steps]) -> Any:
         """Carry out steps that nobody waits for: without trying again."""
-        lane = self.lanes.take()
+        lane = self.lanes.take(over=1)
         try:
             return await self._once(lane, make)
         except BaseException:
@@ -237,7 +252,7 @@ class AsyncDualPipeline(Pipeline):
     async def _watch(self, keys: tuple[Any, ...]) -> bool:
         dual = self._owner.dual
         if self._lane is None:
-            self._lane = dual.lanes.take()
+            self._lane = await dual.lanes.wait()
             dual.wake()
         lane = self._lane
         try:

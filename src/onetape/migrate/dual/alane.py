@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, BlockingConnectionPool, ConnectionPool
 from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -116,17 +117,60 @@ class AsyncLanes:
         self._all: list[AsyncLane] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self.limit = int(pool.max_connections)
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
-    def take(self) -> AsyncLane:
-        """Return a lane. Raises MaxConnectionsError."""
+    def forked(self, name: str) -> None:
+        """Begin anew in a process that was forked: the sockets are the parent's."""
+        self._free, self._all, self._loop, self._name = [], [], None, name
+        self._waiters.clear()
+
+    async def wait(self) -> AsyncLane:
+        """Return a lane; at the limit, wait for one if the client's pool is one that blocks.
+
+        Raises MaxConnectionsError, or ConnectionError where the wait was in vain, as such pools do.
+        """
+        try:
+            return self.take()
+        except MaxConnectionsError:
+            if not isinstance(self._pool, BlockingConnectionPool):
+                raise
+        try:
+            async with asyncio.timeout(self._pool.timeout):
+                while True:
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._waiters.append(waiter)
+                    try:
+                        await waiter
+                    except BaseException:
+                        self._waiters = deque(other for other in self._waiters if other is not waiter)
+                        if waiter.done() and not waiter.cancelled():  # it was our turn: another's now
+                            self._wake()
+                        raise
+                    try:
+                        return self.take()
+                    except MaxConnectionsError:
+                        continue
+        except TimeoutError:  # of asyncio
+            raise ConnectionError("No connection available.") from None
+
+    def _wake(self) -> None:
+        while self._waiters and self._free:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def take(self, *, over: int = 0) -> AsyncLane:
+        """Return a lane, up to the limit and `over`. Raises MaxConnectionsError."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # connections belong to the loop they were made in
             if self._loop is not None:
                 self._lost()
             self._free, self._all, self._loop = [], [], loop
+            self._waiters.clear()
         if self._free:
             return self._free.pop()
-        if len(self._all) >= self.limit:
+        if len(self._all) >= self.limit + over:
             raise MaxConnectionsError("Too many connections")
         kwargs = dict(self._pool.connection_kwargs)
         kwargs["client_name"] = kwargs.get("client_name") or self._name
@@ -138,6 +182,7 @@ class AsyncLanes:
         """Take a lane back, unless it is another loop's or the client was closed meanwhile."""
         if lane in self._all:
             self._free.append(lane)
+            self._wake()
 
     async def close(self) -> None:
         """Close all lanes."""

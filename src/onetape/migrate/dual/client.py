@@ -10,8 +10,10 @@ from typing import Any
 import redis
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.connection import ConnectionPool
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from onetape.errors import OnetapeError
+from onetape.migrate.dual import forks
 from onetape.migrate.dual.exchange import Exchange, Steps
 from onetape.migrate.dual.heartbeat import Beat, Heartbeat
 from onetape.migrate.dual.lane import Lane, Lanes
@@ -39,6 +41,14 @@ class Dual:
         beat = Beat(self.exchange, self.id, name)
         self.heartbeat = Heartbeat(self, beat)
         self.exchange.beat = beat.piggyback
+        forks.add(self)
+
+    def forked(self) -> None:
+        """Be another client in a process that was forked: with connections, a name and a heartbeat of its own."""
+        self.id = secrets.token_hex(6)
+        self.exchange.forked(self.name or self.id)
+        self.lanes.forked(f"onetape-writer-{self.id}")
+        self.heartbeat.forked(self.id)
 
     def status(self) -> DualStatus:
         """Return the phase that was seen last, and what was done so far."""
@@ -54,12 +64,17 @@ class Dual:
         lane = self.lanes.take()
         try:
             return lane.connection.retry.call_with_retry(lambda: self._once(lane, make), lambda _: self.lost(lane))
+        except (RedisError, OnetapeError):
+            raise
+        except BaseException:  # interrupted in the middle, or a reply that cannot be decoded: it may have been done
+            self.exchange.forget()
+            raise
         finally:
             self.lanes.give(lane)
 
     def once(self, make: Callable[[Lane], Steps]) -> Any:
         """Carry out steps that nobody waits for: without trying again."""
-        lane = self.lanes.take()
+        lane = self.lanes.take(over=1)
         try:
             return self._once(lane, make)
         except BaseException:
@@ -89,8 +104,8 @@ class DualRedis(redis.Redis):
 
     Further arguments: `plan` (a Plan, a file, or the name of a shipped one), `on_unmapped` ("refuse": a command that
     cannot be written to both sides raises CommandUnmapped; "pass": it is done on the side that counts, its keys are
-    copied, and that is recorded as a divergence), `name` (for whoever looks at the heartbeats), `require_state` (raise
-    PhaseRefused where no migration was started).
+    copied, and that is recorded as a divergence; FLUSHDB and the like are always refused), `name` (for whoever looks
+    at the heartbeats), `require_state` (raise PhaseRefused where no migration was started).
 
     Keys may be given under their old names, or under the new ones by a client of the target database. Keys that are
     not the plan's take redis-py's own way, untouched. Replies are those of the side that counts: the old one until the

@@ -333,9 +333,19 @@ class _Storing(Command):
         return [(1, False), *_destination(args, ("STORE", "STOREDIST"))]
 
 
+class _Migrating(Command):
+    """MIGRATE: one key, or, where that is empty, all after KEYS."""
+
+    __slots__ = ()
+
+    def places(self, args: Sequence[Any]) -> list[Place]:
+        many = [i for i, arg in enumerate(args) if i > 5 and word(arg) == "KEYS"]
+        return [(i, True) for i in range(many[-1] + 1, len(args))] if many and not args[3] else [(3, True)]
+
+
 def _command(name: str, keys: str, kind: str, way: str) -> Command:
     texts = () if keys == "-" else tuple(keys.split(","))
-    make = _Storing if "STORE" in texts else Command
+    make = _Storing if "STORE" in texts else _Migrating if name == "MIGRATE" else Command
     return make(
         name=name,
         keys=texts,

@@ -40,6 +40,10 @@ class Beat:
         self._version = -1
         self.told = False
 
+    def forked(self, client: str) -> None:
+        """Tell of another client from here on."""
+        self._field, self.told, self._version = client, False, -1
+
     def _seen(self) -> int:
         state = self._exchange.state
         return state.version if state is not None else 0
@@ -111,6 +115,11 @@ class Heartbeat:
         self._pid = 0
         self._done = threading.Event()
         self._lock = threading.Lock()
+
+    def forked(self, client: str) -> None:
+        """Begin anew in a process that was forked, perhaps while another thread held the lock."""
+        self._lock = threading.Lock()
+        self.beat.forked(client)
 
     def wake(self) -> None:
         """Start the thread, if this process has none."""

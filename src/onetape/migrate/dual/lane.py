@@ -5,12 +5,13 @@ them. Lanes are not taken from the client's own pool: whoever shares that could 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import hiredis
-from redis.connection import AbstractConnection, ConnectionPool, HiredisRespSerializer
+from redis.connection import AbstractConnection, BlockingConnectionPool, ConnectionPool, HiredisRespSerializer
 from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError, TimeoutError
 
 from onetape.migrate.dual.exchange import Send, Steps
@@ -154,9 +155,20 @@ class Lanes:
         self._all: list[Lane] = []
         self._pid = os.getpid()
         self.limit = int(pool.max_connections)
+        self._blocking = isinstance(pool, BlockingConnectionPool)
+        self._given = threading.Condition()
+        self._waiting = 0
 
-    def take(self) -> Lane:
-        """Return a lane that is connected. Raises what connecting raises, MaxConnectionsError."""
+    def forked(self, name: str) -> None:
+        """Begin anew in a process that was forked: the sockets are the parent's."""
+        self._free, self._all, self._pid, self._name = [], [], os.getpid(), name
+        self._given, self._waiting = threading.Condition(), 0
+
+    def take(self, *, over: int = 0) -> Lane:
+        """Return a lane. At the limit, and `over`, wait if the client's pool is one that blocks.
+
+        Raises MaxConnectionsError, or ConnectionError where the wait was in vain, as such pools do.
+        """
         if os.getpid() != self._pid:  # a fork: the sockets are the parent's
             self._free, self._all, self._pid = [], [], os.getpid()
             self._lost()
@@ -164,11 +176,32 @@ class Lanes:
             return self._free.pop()
         except IndexError:
             pass
-        if len(self._all) >= self.limit:
-            raise MaxConnectionsError("Too many connections")
+        if len(self._all) >= self.limit + over:
+            if not self._blocking:
+                raise MaxConnectionsError("Too many connections")
+            return self._wait()
         lane = self._make()
         self._all.append(lane)
         return lane
+
+    def _wait(self) -> Lane:
+        taken: list[Lane] = []
+
+        def take() -> bool:
+            try:
+                taken.append(self._free.pop())  # another thread may be quicker
+            except IndexError:
+                return False
+            return True
+
+        with self._given:
+            self._waiting += 1  # before the look: whoever gives one back sees it, or has given it by then
+            try:
+                if not self._given.wait_for(take, getattr(self._pool, "timeout", None)):
+                    raise ConnectionError("No connection available.")
+                return taken[0]
+            finally:
+                self._waiting -= 1
 
     def _make(self) -> Lane:
         kwargs = dict(self._pool.connection_kwargs)
@@ -180,6 +213,9 @@ class Lanes:
         """Take a lane back; it is closed if the client was closed meanwhile."""
         if lane in self._all:
             self._free.append(lane)
+            if self._waiting:
+                with self._given:
+                    self._given.notify()
         else:
             lane.drop()
 

@@ -104,11 +104,14 @@ class Mapper:
         if command is None:
             command, args = find(args)
             if command is None:
-                self._refuse_unknown(args)
-                return None
+                return self._of_unknown(args)
         if not command.keys:
-            if command.way == "flush" and (self.ours or command.name != "FLUSHDB") and not self._pass:
-                self._refuse(command.name, None, "it would remove keys of the plan from one side")
+            if command.way == "flush" and (self.ours or command.name != "FLUSHDB"):
+                raise CommandUnmapped(
+                    f"{command.name}: it would remove keys of the plan from one side, and none could be named",
+                    hint="nothing was sent; delete keys by name, or use a plain client and onetape migrate verify",
+                    command=command.name,
+                )
             return None
         if not self.ours:
             return None
@@ -163,6 +166,8 @@ class Mapper:
             form = "joined"
         elif way == "refuse":
             form = self._unmapped(command, key, "what it does cannot be made on both sides")
+        elif command.name in ("SORT", "SORT_RO") and self._sorts_by_others(args):
+            form = "given"  # both sides are written, so the names that were given are right until finish
         return Part(
             command, args, self.db, form, way, given, (Key(1, route, way != "read"),),
             self._typed and command.kind is None and given == "old" and bool(route.rule.types),
@@ -196,6 +201,8 @@ class Mapper:
             part = self._of_one(command, args, name, first)
             keys = (Key(found[0][0], first, part.keys[0].writes),)
             return Mapped((Part(command, args, self.db, part.form, way, part.given, keys, part.ask_type),))
+        if command.name == "SORT" and self._sorts_by_others(args):
+            self._refuse("SORT", name, "its BY or GET patterns name keys that cannot be told beforehand", passes=False)
         if way == "refuse":
             form = self._unmapped(command, name, "what it does cannot be made on both sides")
         elif way == "read":
@@ -226,23 +233,35 @@ class Mapper:
             self._refuse(command.name, key, why)
         return "pass"
 
-    def _refuse_unknown(self, args: Sequence[Any]) -> None:
-        if not self.ours or self._pass:
-            return
-        for arg in args[1:]:
+    def _sorts_by_others(self, args: Sequence[Any]) -> bool:
+        return any(b"*" in self._encode(arg) for arg in args[2:])
+
+    def _of_unknown(self, args: Sequence[Any]) -> Mapped | None:
+        """Return a command that is not known as one that is passed: what looks like a key may be one."""
+        if not self.ours:
+            return None
+        keys, given = [], "old"
+        for at, arg in enumerate(args[1:], 1):
             try:
                 key = self._encode(arg)
             except Exception:  # noqa: BLE001, S112  (no text: no key)
                 continue
-            if self._routes.of(self.db, key) is not None:
+            route = self._routes.of(self.db, key)
+            if route is None:
+                continue
+            if not self._pass:
                 self._refuse(word(args[0]), key, "this command is not known")
+            keys.append(Key(at, route, True))
+            if not (route.old_key == key and route.old_db == self.db):
+                given = "new"
+        if not keys:
+            return None
+        return Mapped((Part(None, args, self.db, "pass", "copy", "new" if given == "new" else "old", tuple(keys)),))
 
-    def _refuse(self, name: str, key: bytes | None, why: str) -> NoReturn:
-        of = "" if key is None else f" of {key_text(key)}"
+    def _refuse(self, name: str, key: bytes, why: str, *, passes: bool = True) -> NoReturn:
+        way = ', or on_unmapped="pass", which does it on one side and copies' if passes else ""
         raise CommandUnmapped(
-            f"{name}{of}: {why}",
-            hint='nothing was sent; use other commands, or on_unmapped="pass", which does it on one side and copies',
-            command=name,
+            f"{name} of {key_text(key)}: {why}", hint=f"nothing was sent; use other commands{way}", command=name
         )
 
 

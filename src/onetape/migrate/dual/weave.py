@@ -280,10 +280,12 @@ class _Loom:
     def _pass(self, index: int, part: Part) -> None:
         """Done as given, on one side; the other is made anew from it."""
         partial = part.command is not None and len(part.keys) < len(part.command.places(part.args))
-        as_given = partial or not all(key.route.old_key for key in part.keys)
+        unknown = part.command is None  # its keys cannot be told from its values
+        as_given = unknown or partial or not all(key.route.old_key for key in part.keys)
         if as_given and part.given != self._primary:
+            why = "it is not known, so that its keys cannot be given" if unknown else "some of its keys have none of"
             raise CommandUnmapped(
-                f"{word(part.args[0])}: some of its keys have no name on the {self._primary} side, which counts now",
+                f"{word(part.args[0])}: {why} the names of the {self._primary} side, which counts now",
                 hint=f"nothing was sent; the phase is {self._facts.phase}",
                 command=word(part.args[0]),
             )

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.unit.migrate.dual.rig import rigged
 
 from onetape.embedded import EmbeddedServer
-from onetape.errors import StateMoved
+from onetape.errors import CommandUnmapped, StateMoved
+from onetape.migrate.dual import AsyncDualRedis, DualRedis
 from onetape.migrate.dual.lane import Lane
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.phase import Phase
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def _until(holds: Callable[[], bool]) -> bool:
@@ -129,3 +139,108 @@ def test_a_state_that_cannot_be_read_stops_writes_before_they_are_sent(server: E
             with pytest.raises(StateMoved, match="cannot be read"):
                 dual.incr("a:n")
         assert (rig.old.get("a:n"), rig.new.get("n:n")) == (b"1", b"1")
+
+
+# Connections and processes
+
+
+def test_threads_wait_for_a_connection_where_the_pool_is_one_that_blocks(server: EmbeddedServer) -> None:
+    with rigged(server) as rig:
+        pool = redis.BlockingConnectionPool(port=server.port, db=5, max_connections=2, timeout=20)
+        dual = DualRedis(connection_pool=pool, plan=rig.plan)
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda _: dual.incr("a:n"), range(400)))
+        assert rig.old.get("a:n") == rig.new.get("n:n") == b"400"
+        pool.timeout = 0.05
+        with ThreadPoolExecutor(3) as threads:
+            for blocked in [threads.submit(dual.blpop, "a:none", 0.5) for _ in range(3)]:
+                with contextlib.suppress(redis.ConnectionError):
+                    assert blocked.result() is None
+        dual.close()
+
+        async def tasks() -> None:
+            pool = redis.asyncio.BlockingConnectionPool(port=server.port, db=5, max_connections=2, timeout=20)
+            dual = AsyncDualRedis(connection_pool=pool, plan=rig.plan)
+            await asyncio.gather(*[dual.incr("a:m") for _ in range(200)])
+            pool.timeout = 0.05
+            found = await asyncio.gather(*[dual.blpop("a:none", 0.5) for _ in range(4)], return_exceptions=True)
+            assert sum(isinstance(one, redis.ConnectionError) for one in found) == 2
+            assert await dual.incr("a:m") == 201
+            await dual.aclose()
+            await pool.disconnect()
+
+        asyncio.run(tasks())
+        assert rig.new.get("n:m") == b"201"
+
+
+def test_a_fork_is_a_client_of_its_own_to_operators(server: EmbeddedServer) -> None:
+    with rigged(server) as rig:
+        code = """
+import os, sys
+from onetape.migrate.dual import DualRedis
+from tests.unit.migrate.dual.rig import PLAN
+dual = DualRedis(port=int(sys.argv[1]), db=5, plan=PLAN, name="forked")
+dual.incr("a:n")
+dual.dual.exchange._lock.acquire()  # by another thread, at the moment of the fork
+child = os.fork()
+if child == 0:
+    dual.incr("a:n")
+    print(dual.dual.id, flush=True)
+    dual.close()
+    os._exit(0)
+dual.dual.exchange._lock.release()
+os.waitpid(child, 0)
+print(dual.dual.id, flush=True)
+os._exit(0)
+"""
+        run = [sys.executable, "-c", code, str(server.port)]
+        told = subprocess.run(run, check=True, cwd=ROOT, timeout=60, capture_output=True, text=True).stdout.split()
+        assert len(set(told)) == 2
+        assert rig.new.hkeys(rig.names.clients) == [told[1].encode()]  # closing the child took back its own
+
+
+# What cannot be passed
+
+
+def test_what_cannot_be_recorded_key_by_key_is_refused_also_where_commands_are_passed(server: EmbeddedServer) -> None:
+    with rigged(server) as rig:
+        dual = rig.dual(on_unmapped="pass")
+        dual.hset("a:h", "f", 1)
+        for args in [("FLUSHDB",), ("FLUSHALL",), ("SWAPDB", 5, 6)]:
+            with pytest.raises(CommandUnmapped, match="none could be named"):
+                dual.execute_command(*args)
+        assert rig.differing() == [] and rig.old.exists("a:h")
+
+
+def test_an_unknown_command_of_a_key_is_passed_on_the_side_that_counts_alone(server: EmbeddedServer) -> None:
+    with rigged(server) as rig:
+        dual = rig.dual(on_unmapped="pass")
+        dual.set("a:k", 1)
+        with pytest.raises(redis.ResponseError, match="unknown command"):
+            dual.execute_command("NEW.COMMAND", "a:k")
+        rig.go(Phase.CUT_OVER)
+        dual.set("a:k", 2)
+        with pytest.raises(CommandUnmapped, match="the names of the new side"):
+            dual.execute_command("NEW.COMMAND", "a:k")
+
+
+def test_a_sort_by_other_keys_finds_them_in_every_phase_and_stores_nothing(server: EmbeddedServer) -> None:
+    for phase in (Phase.DUAL_WRITING, Phase.CUT_OVER):
+        with rigged(server, None) as rig:
+            rig.old.flushall()
+            rig.go(phase)
+            dual = rig.dual()
+            dual.rpush("a:l", 1, 2, 3)
+            rig.old.mset({"w:1": 3, "w:2": 2, "w:3": 1})
+            assert dual.sort("a:l", by="w:*") == [b"3", b"2", b"1"]
+            with pytest.raises(CommandUnmapped, match="BY or GET"):
+                dual.sort("a:l", by="w:*", store="a:out")
+
+
+def test_keys_are_not_migrated_away_from_one_side(server: EmbeddedServer) -> None:
+    with rigged(server) as rig:
+        dual = rig.dual()
+        dual.set("a:k", 1)
+        for args in [("a:k", 0, 1000), ("", 0, 1000, "COPY", "KEYS", "free", "a:k")]:
+            with pytest.raises(CommandUnmapped):
+                dual.execute_command("MIGRATE", "127.0.0.1", 1, *args)
