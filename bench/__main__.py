@@ -16,7 +16,10 @@ from bench import (
     append,
     beside,
     bulk,
+    bystander,
+    client,
     disk,
+    dual,
     follow,
     growth,
     history,
@@ -25,7 +28,9 @@ from bench import (
     memory,
     migration,
     reads,
+    remote,
     single,
+    slices,
     switched,
     table,
 )
@@ -46,7 +51,12 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "memory": memory.measure,
     "growth": growth.measure,
     "migration": migration.measure,
+    "remote": remote.measure,
+    "bystander": bystander.measure,
+    "slices": slices.measure,
+    "dual": dual.measure,
     "switched": switched.measure,
+    "client": client.measure,
 }
 
 

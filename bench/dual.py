@@ -1,4 +1,4 @@
-"""Dual write: a write to both sides of a live migration beside the same write of a plain redis-py client to the old one.
+"""Dual write: a write to both sides of a live migration beside a plain redis-py client that writes the old one.
 
 Also beside what one would do by hand: a second redis-py client that writes the new name after the first has answered,
 without a transaction, a fence or a migration.
@@ -7,15 +7,15 @@ without a transaction, a fence or a migration.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import redis
 import redis.asyncio
 
-from bench.measure import Line, Setting, beside, take_turns
+from bench.measure import Line, Setting, beside, share_time
 from onetape.embedded import EmbeddedServer
 from onetape.migrate import state as states
 from onetape.migrate.dual import AsyncDualRedis, DualRedis
@@ -59,12 +59,10 @@ def measure(setting: Setting) -> list[Line]:
         return [
             *_one_by_one(setting, server.port, plan),
             *_with_asyncio(setting, server.port, plan),
-            *_pipelined(setting, server.port, plan),
         ]
 
 
 def _one_by_one(setting: Setting, port: int, plan: Plan) -> list[Line]:
-    count = setting.scaled(10_000, 200)
     lines = []
     with (
         redis.Redis(port=port, db=5) as plain,
@@ -74,101 +72,69 @@ def _one_by_one(setting: Setting, port: int, plan: Plan) -> list[Line]:
         for what, write in _WRITES.items():
             for i in range(_KEYS):  # the first write of a key makes its other side
                 write(dual, _OLD, i)
-            figures = take_turns(
-                {
-                    "plain": _timed(count, lambda i, write=write: write(plain, _PLAIN, i)),
-                    "ours": _timed(count, lambda i, write=write: write(dual, _OLD, i)),
-                    "twice": _timed(count, lambda i, write=write: (write(plain, _PLAIN, i), write(second, _NEW, i))),
-                },
-                setting.runs,
-            )
-            lines += _lines(what, figures)
-        first = take_turns(
-            {
-                "plain": _timed(_KEYS, lambda i: _set(plain, _PLAIN, i)),
-                "ours": lambda: _timed(_KEYS, _first_writes(dual))(),
-            },
-            setting.runs,
-        )
-        if dual.dual.status().diverged:
+            ways: dict[str, Callable[[int], Any]] = {
+                "plain": lambda i, write=write: write(plain, _PLAIN, i),
+                "ours": lambda i, write=write: write(dual, _OLD, i),
+                "twice": lambda i, write=write: (write(plain, _PLAIN, i), write(second, _NEW, i)),
+            }
+            lines += _lines(what, _shared(setting, ways, 10_000))
+        first = _shared(setting, {"plain": lambda i: _hset(plain, _PLAIN, i), "ours": _FirstWrites(dual).write}, 2_000)
+        lines += _lines("HSET, the first of a key by this client", first, target=False)
+        piped = {"plain": lambda i: _pipeline(plain, _PLAIN, i), "ours": lambda i: _pipeline(dual, _OLD, i)}
+        lines += _lines("a pipeline of 100 SET", _shared(setting, piped, 500), "pipelines/s", target=False)
+        if dual.dual.status().divergences:
             raise RuntimeError("sides differ")
-    name = "dual write, SET, the first of a key by this client"
-    return [*lines, beside(name, "writes/s", first["ours"], "redis-py, old name only", first["plain"])]
-
-
-def _first_writes(dual: DualRedis) -> Callable[[int], Any]:
-    family = f"{_OLD}:{time.monotonic_ns()}"
-    return lambda i: dual.set(f"{family}.{i}:rsi", f"{i}.25")
-
-
-def _with_asyncio(setting: Setting, port: int, plan: Plan) -> list[Line]:
-    count = setting.scaled(10_000, 200)
-
-    def plain(write: _Write) -> float:
-        async def work() -> float:
-            async with redis.asyncio.Redis(port=port, db=5) as client:
-                return await _awaited(client, _PLAIN, write, count)
-
-        return asyncio.run(work())
-
-    def ours(write: _Write) -> float:
-        async def work() -> float:
-            async with AsyncDualRedis(port=port, db=5, plan=plan) as client:
-                return await _awaited(client, _OLD, write, count)
-
-        return asyncio.run(work())
-
-    lines = []
-    for what, write in _WRITES.items():
-        figures = take_turns(
-            {"plain": lambda write=write: plain(write), "ours": lambda write=write: ours(write)}, setting.runs
-        )
-        lines += _lines(f"{what}, asyncio", figures)
     return lines
 
 
-async def _awaited(client: Any, family: str, write: Callable[[Any, str, int], Awaitable[Any]], count: int) -> float:
-    for i in range(_KEYS):
+def _shared(setting: Setting, ways: dict[str, Callable[[int], Any]], count: int) -> dict[str, list[float]]:
+    return share_time(ways, setting.scaled(count, count // 50), max(1, count // 50), setting.runs)
+
+
+class _FirstWrites:
+    """Writes each key once, whatever it is asked."""
+
+    def __init__(self, dual: DualRedis) -> None:
+        self._dual, self._numbers = dual, count()
+
+    def write(self, _i: int) -> None:
+        self._dual.hset(f"{_OLD}:{next(self._numbers)}:first", mapping=_FIELDS)
+
+
+def _pipeline(client: Any, family: str, i: int) -> None:
+    with client.pipeline() as pipe:
+        for at in range(100 * i, 100 * i + 100):
+            _set(pipe, family, at)
+        pipe.execute()
+
+
+def _with_asyncio(setting: Setting, port: int, plan: Plan) -> list[Line]:
+    lines = []
+    with asyncio.Runner() as runner:
+        plain, dual = redis.asyncio.Redis(port=port, db=5), AsyncDualRedis(port=port, db=5, plan=plan)
+        for what, write in _WRITES.items():
+            runner.run(_block(dual, _OLD, write, range(_KEYS)))
+            ways: dict[str, Callable[[int], Any]] = {
+                "plain": lambda i, write=write: runner.run(_block(plain, _PLAIN, write, range(i * 200, i * 200 + 200))),
+                "ours": lambda i, write=write: runner.run(_block(dual, _OLD, write, range(i * 200, i * 200 + 200))),
+            }
+            figures = share_time(ways, setting.scaled(50, 1), 1, setting.runs)
+            lines += _lines(f"{what}, asyncio", {name: [200 * rate for rate in told] for name, told in figures.items()})
+        runner.run(dual.aclose())
+        runner.run(plain.aclose())
+    return lines
+
+
+async def _block(client: Any, family: str, write: _Write, numbers: range) -> None:
+    for i in numbers:
         await write(client, family, i)
-    began_s = time.perf_counter()
-    for i in range(count):
-        await write(client, family, i)
-    return count / (time.perf_counter() - began_s)
 
 
-def _pipelined(setting: Setting, port: int, plan: Plan) -> list[Line]:
-    count = setting.scaled(50_000, 1_000)
-
-    def piped(client: Any, family: str) -> float:
-        began_s = time.perf_counter()
-        for at in range(0, count, 100):
-            with client.pipeline() as pipe:
-                for i in range(at, at + 100):
-                    _set(pipe, family, i)
-                pipe.execute()
-        return count / (time.perf_counter() - began_s)
-
-    with redis.Redis(port=port, db=5) as plain, DualRedis(port=port, db=5, plan=plan) as dual:
-        piped(dual, _OLD)
-        ways = {"plain": lambda: piped(plain, _PLAIN), "ours": lambda: piped(dual, _OLD)}
-        return _lines("pipelines of 100 SET", take_turns(ways, setting.runs), target=False)
-
-
-def _timed(count: int, write: Callable[[int], Any]) -> Callable[[], float]:
-    def run() -> float:
-        began_s = time.perf_counter()
-        for i in range(count):
-            write(i)
-        return count / (time.perf_counter() - began_s)
-
-    return run
-
-
-def _lines(what: str, figures: dict[str, list[float]], *, target: bool = True) -> list[Line]:
+def _lines(what: str, figures: dict[str, list[float]], unit: str = "writes/s", *, target: bool = True) -> list[Line]:
     name = f"dual write, {what}"
-    line = beside(name, "writes/s", figures["ours"], "redis-py, old name only", figures["plain"])
+    line = beside(name, unit, figures["ours"], "redis-py, old name only", figures["plain"])
     if target and line.ratio is not None:
         line.target, line.reached = f">= {_RATIO:.2f} x", line.ratio >= _RATIO
     if "twice" not in figures:
         return [line]
-    return [line, beside(name, "writes/s", figures["ours"], "redis-py, old and then new name", figures["twice"])]
+    return [line, beside(name, unit, figures["ours"], "redis-py, old and then new name", figures["twice"])]

@@ -1,62 +1,72 @@
 """One run of one way to move or check the keys, in a process of its own, so that its memory is its own.
 
-`python -m bench.mover WAY PORT FOLDER [KEYS]` prints one line of JSON: seconds, keys, peak MiB.
+`python -m bench.mover WAY PORT FOLDER [--number N] [--other PORT]` prints one line of JSON: seconds, keys, peak MiB.
 
     backfill  ours: scan, match, ledger, digests, compare-and-set copy (again: the same once more, with its ledger)
-    bulk      ours while writers write both sides: scan, match, ledger, copy; the verify takes the digests. With KEYS:
-              at that many keys a second
-    verify    ours: both directions, content, type and expiry
-    blind     redis-py: SCAN, and pipelines of 1,000 COPY ... DB 1 REPLACE
-    single    redis-py, as the predecessor did: SCAN, then TYPE, DUMP, PTTL, RESTORE, each a round trip, for KEYS keys
+    live      ours in a live migration that start began: scan, match, ledger, compare-and-set copy, the digests being
+              left to the verify. --number: at that many keys a second
+    gentle    the same with the throttle on: others' p99 is to stay under --number times what it was before
+    verify    ours: both directions, content, type and expiry; of a live migration the digests too
+    start     not measured: begins the live migration
+    others    see blind.py: copies, raw_copies, one_by_one (--number: of so many keys), to_another_server
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
-import redis
-
-from bench import keys
+from bench import blind
 from onetape.migrate.migration import Migration
 from onetape.migrate.plan import Plan
 from onetape.migrate.report import Report
 from onetape.migrate.throttle import Settings
 
 _PLAN = Path(__file__).with_name("plan.toml")
-_PIPELINE = 1000
-
-#: First word of a key → its new beginning: what a blind copy's author would write, cheaper than rules.
-_RENAMED = {
-    b"volume_state": b"vol:state",
-    b"volume_averages": b"vol:baseline",
-    b"volume_profile": b"vol:profile",
-    b"indicators": b"ind:other",
-    b"session": b"sys:session",
-    b"system": b"sys:system",
-    b"ticks": b"ticks:historical",
-}
 
 
-def main(way: str, port: int, folder: Path, count: int) -> None:
+class _Asked(argparse.Namespace):
+    way: str
+    port: int
+    folder: Path
+    number: float
+    other: int | None
+
+
+def main() -> None:
     """Do it once and print the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=_WAYS)
+    parser.add_argument("port", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--number", type=float, default=0)
+    parser.add_argument("--other", type=int)
+    asked = parser.parse_args(namespace=_Asked())
     start = time.perf_counter()
-    moved = _WAYS[way](port, folder, count)
+    moved = _WAYS[asked.way](asked)
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "keys": moved, "peak_mib": _peak_mib()}))
 
 
-def _backfill(port: int, folder: Path, _count: int) -> int:
-    return _moved(_migration(port, folder).backfill())
+def _start(asked: _Asked) -> int:
+    _migration(asked).start(execute=True)
+    return 0
 
 
-def _bulk(port: int, folder: Path, count: int) -> int:
-    throttle = Settings(keys_per_s=count) if count else None
-    return _moved(_migration(port, folder).backfill(digests="verify", throttle=throttle))
+def _backfill(asked: _Asked) -> int:
+    return _moved(_migration(asked).backfill())
+
+
+def _live(asked: _Asked) -> int:
+    throttle = Settings(keys_per_s=asked.number) if asked.number else None
+    return _moved(_migration(asked).backfill(throttle=throttle))
+
+
+def _gentle(asked: _Asked) -> int:
+    return _moved(_migration(asked).backfill(throttle=Settings(latency_times=asked.number)))
 
 
 def _moved(report: Report) -> int:
@@ -64,57 +74,24 @@ def _moved(report: Report) -> int:
     return sum(number for counts in report.steps.values() for outcome, number in counts.items() if outcome in done)
 
 
-def _verify(port: int, folder: Path, _count: int) -> int:
-    result = _migration(port, folder).verify()
+def _verify(asked: _Asked) -> int:
+    result = _migration(asked).verify()
     if result.verdict != "converged":
         raise RuntimeError(f"{result.verdict}: {result.differences[:3]}")
     return result.checked
 
 
-def _migration(port: int, folder: Path) -> Migration:
-    url = f"redis://127.0.0.1:{port}"
-    return Migration(url, plan=Plan.load(_PLAN), ledger_path=folder / "ledger", report_dir=folder)
+def _migration(asked: _Asked) -> Migration:
+    url, other = f"redis://127.0.0.1:{asked.port}", None
+    if asked.other is not None:
+        other = f"redis://127.0.0.1:{asked.other}"
+    ledger = asked.folder / "ledger"
+    return Migration(url, target_url=other, plan=Plan.load(_PLAN), ledger_path=ledger, report_dir=asked.folder)
 
 
-def _blind(port: int, _folder: Path, _count: int) -> int:
-    moved = 0
-    for db in keys.SOURCES:
-        client = redis.Redis(port=port, db=db)
-        found = client.scan_iter(count=_PIPELINE)
-        while page := list(islice(found, _PIPELINE)):
-            pipeline = client.pipeline(transaction=False)
-            for key in page:
-                pipeline.copy(key, _new_name(key), destination_db=keys.TARGET, replace=True)
-            moved += sum(pipeline.execute())
-        client.close()
-    return moved
-
-
-def _single(port: int, _folder: Path, count: int) -> int:
-    target = redis.Redis(port=port, db=keys.TARGET)
-    moved = 0
-    for client, key in islice(_all_keys(port), count):
-        client.type(key)
-        payload, left_ms = client.dump(key), client.pttl(key)
-        target.restore(_new_name(key), max(0, left_ms), payload, replace=True)
-        moved += 1
-    return moved
-
-
-def _all_keys(port: int) -> Iterator[tuple[redis.Redis, bytes]]:
-    """Yield keys of all source databases in turn, so that the first of them are a fair sample."""
-    clients = [redis.Redis(port=port, db=db) for db in keys.SOURCES]
-    scans = [client.scan_iter(count=_PIPELINE) for client in clients]
-    while True:
-        found = [(client, key) for client, scan in zip(clients, scans, strict=True) for key in islice(scan, 10)]
-        if not found:
-            return
-        yield from found
-
-
-def _new_name(key: bytes) -> bytes:
-    family, _, rest = key.partition(b":")
-    return _RENAMED[family] + b":" + rest
+def _to_another_server(asked: _Asked) -> int:
+    assert asked.other is not None
+    return blind.to_another_server(asked.port, asked.other)
 
 
 def _peak_mib() -> float:
@@ -125,13 +102,17 @@ def _peak_mib() -> float:
     return 0.0
 
 
-_WAYS: dict[str, Callable[[int, Path, int], int]] = {
+_WAYS: dict[str, Callable[[_Asked], int]] = {
+    "start": _start,
     "backfill": _backfill,
-    "bulk": _bulk,
+    "live": _live,
+    "gentle": _gentle,
     "verify": _verify,
-    "blind": _blind,
-    "single": _single,
+    "copies": lambda asked: blind.copies(asked.port),
+    "raw_copies": lambda asked: blind.raw_copies(asked.port),
+    "one_by_one": lambda asked: blind.one_by_one(asked.port, int(asked.number)),
+    "to_another_server": _to_another_server,
 }
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 0)
+    main()

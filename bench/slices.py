@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench import moves
 from bench.measure import Line, Setting, alone, beside
 from onetape.embedded import EmbeddedServer
 from onetape.migrate import Migration
@@ -20,8 +18,13 @@ _PAGE = 1000
 _PAUSE_MS = 20
 
 
-def lines(setting: Setting, server: EmbeddedServer) -> list[Line]:
+def measure(setting: Setting) -> list[Line]:
     """Return the longest waits of a client that asks 1,000 times a second, and how long the move took."""
+    with EmbeddedServer() as server:
+        return _lines(setting, server)
+
+
+def _lines(setting: Setting, server: EmbeddedServer) -> list[Line]:
     members = setting.scaled(1_000_000, 200_000)
     _fill(server, members)
     sliced: list[float] = []
@@ -66,11 +69,6 @@ def _backfill(server: EmbeddedServer, folder: Path) -> None:
 
 def _felt(server: EmbeddedServer, work: Callable[[], None]) -> list[float]:
     """Return the latencies, ms, of a visitor while the work is done."""
-    command = [sys.executable, "-m", "bench.visitor", str(server.port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        if child.stdout.readline() != "ready\n":
-            raise RuntimeError("the visitor did not start")
+    with moves.visitor(server) as found:
         work()
-        found: list[float] = json.loads(child.communicate("\n", timeout=60)[0])
-        return found
+    return found
