@@ -149,7 +149,10 @@ class Backfill:
         self._lander = lander
         self._options = options
         self._lister = None if connect is None else connect()
-        self._listing = Listing(self._lister or reader, plan, options.steps, ahead=self._lister is not None)
+        watches = options.digests == "copy" or (ledger is not None and not ledger.is_first_run)
+        self._listing = Listing(
+            self._lister or reader, plan, options.steps, ahead=self._lister is not None, to_watch=watches
+        )
         self._landings = _Landings()
         # To another server a key travels as its dump.
         self._slicing = options.slices and not isinstance(reader, Bridge)

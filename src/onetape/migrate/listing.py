@@ -52,17 +52,23 @@ class Listing:
     """Lists the keys that some steps of a plan read (None: all steps).
 
     `total`: keys in their source databases at the start. `ahead`: nobody else uses the endpoint, so that a page can
-    be asked for before it is needed.
+    be asked for before it is needed. `to_watch`: the keys of a page will be watched, see mixed().
     """
 
     def __init__(
-        self, endpoint: Endpoint, plan: Plan, wanted: tuple[str, ...] | None = None, *, ahead: bool = False
+        self,
+        endpoint: Endpoint,
+        plan: Plan,
+        wanted: tuple[str, ...] | None = None,
+        *,
+        ahead: bool = False,
+        to_watch: bool = False,
     ) -> None:
         self._plan = plan
         steps = plan.steps if wanted is None else wanted
         dbs = dict.fromkeys(rule.source_db for rule in plan.rules if rule.step in steps)
         scanner = _Scanner(endpoint, ahead=ahead)
-        self._sources = {db: _Source(scanner, plan, db, steps) for db in dbs}
+        self._sources = {db: _Source(scanner, plan, db, steps, to_watch=to_watch) for db in dbs}
         self.total = sum(source.total for source in self._sources.values())
 
     @property
@@ -122,8 +128,9 @@ class _Scanner:
 class _Source:
     """One database on its way through SCAN, with what later steps need of it."""
 
-    def __init__(self, scanner: _Scanner, plan: Plan, db: int, wanted: tuple[str, ...]) -> None:
+    def __init__(self, scanner: _Scanner, plan: Plan, db: int, wanted: tuple[str, ...], *, to_watch: bool) -> None:
         self._scanner = scanner
+        self._to_watch = to_watch
         self._plan = plan
         self._db = db
         self._matcher: Matcher = plan.matcher(db)
@@ -208,7 +215,8 @@ class _Source:
 
     def _new_keys(self) -> Iterator[list[bytes]]:
         self._repeats = repeats = _Repeats(self.total)
-        yield from mixed(fresh for keys in self._scanned() if (fresh := repeats.fresh(keys)))
+        pages = (fresh for keys in self._scanned() if (fresh := repeats.fresh(keys)))
+        yield from mixed(pages) if self._to_watch else pages
         late = repeats.resolved()
         for start in range(0, len(late), SCAN_COUNT):
             yield late[start : start + SCAN_COUNT]
