@@ -251,4 +251,7 @@ class CommandUnmapped(MigrationError):
 
 
 class SourceVanished(MigrationError):
-    """A mirrored database lost most of its keys without a word: flushed, swapped, restarted empty. Nothing was deleted."""
+    """A mirrored database lost most of its keys without a word: flushed, swapped, restarted empty.
+
+    Nothing was deleted on the other side.
+    """

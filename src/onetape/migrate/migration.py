@@ -390,8 +390,8 @@ class Migration:
     def switch_reads(self, *, share: float | None = 1.0, shadow: float | None = None, execute: bool = False) -> Move:
         """Let a share of reads, 0 to 1, go to the new names first; a dry run until `execute`.
 
-        shadow: share of reads that are compared with the other side. None leaves a share as it is. Given again, it changes
-        the shares. Raises PhaseRefused, ConfigInvalid, OperatorBusy, StateMoved, StateLost.
+        shadow: share of reads that are compared with the other side. None leaves a share as it is. Given again, it
+        changes the shares. Raises PhaseRefused, ConfigInvalid, OperatorBusy, StateMoved, StateLost.
         """
         return self._told(course.switch_reads(self.helm, share=share, shadow=shadow, execute=execute))
 
