@@ -6,10 +6,12 @@ both show. It does what a careful user does: where it does not know whether a wr
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,12 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import (
-    ConnectionError, ExecAbortError, OutOfMemoryError, ReadOnlyError, ResponseError, TimeoutError,
+    ConnectionError,
+    ExecAbortError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TimeoutError,
 )  # fmt: skip
 from redis.retry import Retry
 from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
@@ -292,6 +299,23 @@ def _same_value(live: LiveSystem, old_db: int, old: bytes, new: bytes) -> bool:
     return one is not None and other is not None and one.equals(other, 0)
 
 
+# A writer in a process of its own
+
+
+def main(host: str, port: int, name: str) -> None:
+    """Write until standard input ends; tell each round on standard output, as JSON."""
+    writer = Writer(name, dual(port, host=host, name=name, socket_timeout=0.5, socket_connect_timeout=0.5))
+    thread = threading.Thread(target=writer.run, daemon=True)
+    thread.start()
+    threading.Thread(target=lambda: (sys.stdin.read(), writer.stop.set()), daemon=True).start()
+    while thread.is_alive():
+        thread.join(0.05)
+        print(json.dumps({"did": writer.did, "doubts": writer.doubts}), flush=True)
+    writer.client.close()
+    if writer.error is not None:
+        raise writer.error
+
+
 # Operators in processes of their own
 
 
@@ -465,3 +489,7 @@ class Interceptor:
 
     def __exit__(self, *_exc: object) -> None:
         self._listener.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
