@@ -253,6 +253,27 @@ def test_history_of_the_old_structure_comes_along_and_is_not_shut_out(
     assert verdict.exit_code in (0, 3), verdict.as_dict()
 
 
+def test_history_is_not_brought_along_in_a_phase_that_is_over(
+    system: System, manager: TransitionalManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.db[1].flushdb()
+    system.db[0].xadd(STREAM, {"last_price": "1"}, id=f"{T_MS - 1000}-0")
+    system.move(Phase.DUAL_WRITING)
+    ticks = manager._ticks
+    bring = type(ticks)._bring
+
+    def late(*args: Any) -> bool | None:
+        if system.version == 1:
+            system.move(Phase.PLANNED)
+        return bring(*args)
+
+    monkeypatch.setattr(type(ticks), "_bring", late)
+    manager.store_tick("NSE:INFY", {"last_price": 2, "timestamp": T_MS})
+    assert manager.get_stats()["mode"] == "old"
+    assert not system.db[1].exists(STREAM)
+    assert system.db[0].xlen(STREAM) == 1
+
+
 def test_several_writers_of_one_symbol_lose_and_double_nothing(system: System) -> None:
     managers = [TransitionalManager() for _ in range(4)]
     failures: list[BaseException] = []

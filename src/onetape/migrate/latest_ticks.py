@@ -294,8 +294,13 @@ class LatestTicks:
                 continue
             if not isinstance(used, int) or used > _COPIED_BYTES_MAX:
                 return False
-            endpoint.call("UNWATCH")
-            endpoint.call("COPY", origin.key, sides.stream, "DB", sides.new_db)  # not over one that came meanwhile
+            # Not over one that came meanwhile, and not in a phase that is over: the state is still watched.
+            done = endpoint.pipeline([("MULTI",), ("COPY", origin.key, sides.stream, "DB", sides.new_db), ("EXEC",)])[
+                -1
+            ]
+            for reply in done if isinstance(done, list) else [done]:
+                if isinstance(reply, ReplyError):
+                    raise EndpointError(f"copying {origin.key!r}: {reply.message}", code=reply.code)
             return None
         return True
 

@@ -393,6 +393,24 @@ def test_writes_of_keys_with_two_sides_are_refused_by_name_or_passed_and_counted
         ReaderRedis(on_write="drop")  # type: ignore[arg-type]
 
 
+def test_a_reader_empties_no_database_of_the_plan_whatever_it_lets_pass(
+    server: EmbeddedServer, operator: Operator
+) -> None:
+    operator.db[5].set(OLD, "v")
+    own = redis.Redis(port=server.port, db=9)
+    for on_write in ("refuse", "pass"):
+        with ReaderRedis(port=server.port, db=5, on_write=on_write) as reader:  # type: ignore[arg-type]
+            for empty in (reader.flushdb, reader.flushall, lambda: reader.swapdb(5, 9), reader.pipeline().flushdb):
+                with pytest.raises(CommandUnmapped, match="only reads"):
+                    empty()
+            with ReaderRedis(port=server.port, db=9, on_write=on_write) as other:  # type: ignore[arg-type]
+                own.set("own", "v")
+                assert other.flushdb()
+                assert own.dbsize() == 0
+    assert operator.db[5].get(OLD) == b"v"
+    own.close()
+
+
 @pytest.mark.usefixtures("at_once")
 def test_a_reader_beside_a_client_keeps_off_its_connections(server: EmbeddedServer, operator: Operator) -> None:
     operator.db[5].set(OLD, "old")

@@ -158,6 +158,11 @@ class Router:
                     return route
         return None
 
+    def empties(self, db: int, args: Sequence[Any]) -> bool:
+        """Return whether the arguments are a command that takes away all keys of a database of the plan."""
+        name = reads.name_of(args)
+        return name in ("FLUSHALL", "SWAPDB") or (name == "FLUSHDB" and db in self._dbs)
+
     def _route(self, db: int, key: bytes, kind: str | None) -> Route | None:
         route = self._routes.of(db, key, kind)
         return None if route is None or route.merged or route.shared else route

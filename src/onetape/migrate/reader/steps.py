@@ -300,10 +300,17 @@ def _joined(items: Sequence[Read | Plain | Split], replies: Sequence[Any]) -> li
 def item_of(core: Core, db: int, args: Sequence[Any], options: dict[str, Any]) -> Read | Split | None:
     """Return the read that a command is, None for one that goes where the client is.
 
-    Raises CommandUnmapped for a write of a key with two sides, unless such are to pass: then it is counted.
+    Raises CommandUnmapped for a write of a key with two sides, unless such are to pass: then it is counted. What
+    empties a database of the plan is always refused.
     """
     item = core.router.of(db, args, options)
     if item is None and reads.find(args) is None:
+        if core.router.empties(db, args):
+            raise CommandUnmapped(
+                f"{reads.name_of(args)}: this client only reads, and keys of the plan are in that database",
+                hint="use a plain client, then onetape migrate verify",
+                command=reads.name_of(args),
+            )
         route = core.router.touches(db, args)
         if route is not None and not route.merged and not route.shared:
             if core.on_write == "refuse":
