@@ -26,7 +26,11 @@ GONE = "was deleted under its old name while that alone was written"
 
 def due(helm: Helm) -> bool:
     """Return whether there are pairs of an earlier time of dual writing that were not followed yet."""
-    return sides_file.path_of(helm.ledger_path).exists()
+    path = sides_file.path_of(helm.ledger_path)
+    if not path.exists():
+        return False
+    with Sides(path) as sides:
+        return sides.about("pending") is None  # else it was put down after a cutover, on a way back that was not made
 
 
 def follow(helm: Helm, endpoint: Endpoint, history: History, check: Callable[[], None]) -> Mended:

@@ -25,6 +25,7 @@ from onetape.migrate.twins import Place
 
 #: Bigger values are not kept in the ledger: replacing one is refused unless it may be lost.
 KEPT_BYTES_MAX = 64 * 1024 * 1024
+TOO_BIG = "too much to keep: --discard lets it go"
 _ATTEMPTS = 10
 
 
@@ -182,7 +183,7 @@ class Forcer:
             payload = self._endpoint.call("DUMP", follower[1])
         if payload is None and not self._discard and not order.ours:
             size = side.bytes_used / 2**20
-            return Done("left", f"what it holds takes {size:,.0f} MiB, too much to keep: --discard lets it go")
+            return Done("left", f"what it holds takes {size:,.0f} MiB, {TOO_BIG}")
         row = (self._command, *follower, *leader, payload, side.expire_ms, order.ours, order.why)
         self._history.keep([row])
         self._at("kept")

@@ -79,7 +79,7 @@ def _switches(helm: Helm, now: State, found: Gated) -> None:
         found.reasons.append("the migration is paused: onetape migrate resume")
     if now.read_share < 1:
         found.reasons.append(f"only {now.read_share:.0%} of reads go to the new names first, not all")
-    if pending(helm) is not None:
+    if pending(helm, now):
         found.reasons.append("a rollback was not finished: onetape migrate rollback --execute ends it")
 
 
@@ -92,7 +92,7 @@ def _verified(helm: Helm, endpoint: Endpoint, limits: Limits, at_ms: int, found:
             proven = history.value("verified") == "1"
     age_s = (at_ms - verified_ms) / 1000
     if not verified_ms:
-        found.reasons.append("the ledger knows of no verify of this live migration")
+        found.reasons.append("the ledger knows of no verify since the migration began, or came back from a cutover")
     elif not proven:
         found.reasons.append(f"the last verify, {age_s:,.0f} s ago, did not prove that both sides are equal: {verdict}")
     elif age_s > limits.verified_within_s:

@@ -16,7 +16,7 @@ import msgspec
 from onetape.migrate import decide
 from onetape.migrate.decide import DIGEST_OPEN
 from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.force import Done, Forcer, Order
+from onetape.migrate.force import TOO_BIG, Done, Forcer, Order
 from onetape.migrate.ledger import NO_TICKS, NOT_LANDED, Entry, Ledger, Outcome, Row, key_hash
 from onetape.migrate.plan import Plan
 from onetape.migrate.report import key_text
@@ -38,12 +38,16 @@ UNPLACED = "has no old key, and could have had several old names"
 
 
 class Mended(msgspec.Struct):
-    """What a mend did: outcome → keys (see force.Done), and in words the first of what was left or failed."""
+    """What a mend did: outcome → keys (see force.Done), and in words the first of what was left or failed.
+
+    `lost`: of what was left, that which holds something that the other side does not; "lost" in `counts` is how many.
+    """
 
     met: int = 0
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     left: list[str] = []
     failed: list[str] = []
+    lost: list[str] = []
 
     @property
     def acted(self) -> int:
@@ -56,6 +60,10 @@ class Mended(msgspec.Struct):
         lines = {"left": self.left, "failed": self.failed, "busy": self.failed}.get(done.outcome)
         if lines is not None and len(lines) < LISTED:
             lines.append(f"{what}: {done.why}")
+        if done.outcome == "left" and (done.why in (JOINED_BACK, UNPLACED) or done.why.endswith(TOO_BIG)):
+            self.counts["lost"] += 1
+            if len(self.lost) < LISTED:
+                self.lost.append(f"{what}: {done.why}")
 
     def lines(self, side: str) -> list[str]:
         """Return it in words; `side` is the one that was written: "new" or "old"."""

@@ -23,7 +23,7 @@ from onetape.migrate.force import Done, Fence, Forcer, Order
 from onetape.migrate.helm import Helm
 from onetape.migrate.history import History
 from onetape.migrate.ledger import Ledger
-from onetape.migrate.mend import JOINED_BACK, UNPLACED, Mend, Mended, differing
+from onetape.migrate.mend import JOINED_BACK, LISTED, UNPLACED, Mend, Mended, differing
 from onetape.migrate.move import Move
 from onetape.migrate.phase import Phase
 from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, key_text
@@ -33,8 +33,6 @@ from onetape.migrate.state import State
 from onetape.migrate.twins import Twin, Twins
 
 _PASSES = 5
-#: What a mend leaves as it is, and would be lost on the way back.
-_LOST = (JOINED_BACK, UNPLACED)
 
 NEW_CHANGED = "was written under its new name in the moment of the change"
 BOTH_CHANGED = "both sides were written in the moment of the change: the old one stands, the new one's value is kept"
@@ -48,7 +46,7 @@ def rollback(helm: Helm, *, to: Phase | None, execute: bool, force: bool, discar
             now = states.required(helm.look(endpoint))
         except StateLost as lost:
             return _after_loss(helm, endpoint, lost, to, execute)
-        if pending(helm) is not None and not now.phase.at_least(Phase.CUT_OVER):
+        if pending(helm, now):
             return _end(helm, endpoint, now, execute, discard)
         if to is now.phase:
             return nothing("rollback", now, f"the phase is {now.phase}")
@@ -126,11 +124,15 @@ class Way:
         """Go from CUT_OVER to READS_SWITCHED. Return the state, what was made equal before, and after the change."""
         sides_file.remove(self._path)
         mended = self._back(now.phase)
-        reason = _refuse_loss(mended, force)
+        reason = refuse_loss(mended, force)
         with Sides(self._path) as sides:
             sides.take(self._reader, Twins(self._reader, self._helm.plan), self._check)
-            sides.set_about("pending", str(Phase.READS_SWITCHED))
         self._helm.at("sides_taken")
+        now = self._now(now)
+        with Sides(self._path) as sides:
+            sides.set_about("verified_ms", None if reason else self._history.value("verified_ms"))
+            sides.set_about("pending", str(now.version + 1))  # no other change than ours makes that one
+        self._history.set_values(verified_ms="0")  # until the last look leaves nothing that differs
         after = self._shift(now, Phase.READS_SWITCHED, forced=bool(reason), reason=reason)
         return after, mended, self.last_look(after)
 
@@ -152,10 +154,12 @@ class Way:
 
     def _shift(self, now: State, to: Phase, **fields: Any) -> State:
         self._check()
+        return self._helm.shift(self._endpoint, "rollback", self._now(now), to, **fields)
+
+    def _now(self, before: State) -> State:
+        """Return the state with settings that changed meanwhile; a change of phase is told as one, by its version."""
         found = states.required(self._helm.look(self._endpoint))
-        if found.phase is now.phase:
-            now = found  # settings may have changed; a change of phase is told as one, by its version
-        return self._helm.shift(self._endpoint, "rollback", now, to, **fields)
+        return found if found.phase is before.phase else before
 
     def _back(self, phase: Phase) -> Mended:
         """Make old keys what the new ones are, until a look finds nothing more to do."""
@@ -185,6 +189,9 @@ class Way:
                     result.add(str(twin), _carry(forcer, sides, twin))
             for one in twins.unplaced:
                 result.add(key_text(one.new_key), Done("left", UNPLACED))
+            verified_ms = sides.about("verified_ms")
+            if verified_ms is not None and not result.left and not result.failed:
+                self._history.set_values(verified_ms=verified_ms)
             sides.set_about("pending", None)
         sides_file.remove(self._path)
         self._helm.at("carried_over")
@@ -197,17 +204,18 @@ class Way:
         )
 
 
-def _refuse_loss(mended: Mended, force: bool) -> str:
+def refuse_loss(mended: Mended, force: bool) -> str:
     """Raise GateRefused where something written under new names would be lost; forced, return what it was."""
-    lost = [line for line in mended.left if line.endswith(_LOST)]
-    reasons = [*lost, *mended.failed]
+    reasons = [*mended.lost, *mended.failed]
+    number = mended.counts["lost"] + mended.counts["failed"] + mended.counts["busy"]
     if reasons and not force:
         raise GateRefused(
-            f"{len(reasons):,} keys cannot be carried back to their old names: " + "; ".join(reasons[:5]),
+            f"{number:,} keys cannot be carried back to their old names: " + "; ".join(reasons[:5]),
             hint="what was carried back stays so; --force goes back without them, and says so in the history",
             reasons=reasons,
         )
-    return "; ".join(reasons)
+    more = f"; and {number - LISTED:,} more" if number > LISTED else ""
+    return "; ".join(reasons[:LISTED]) + more
 
 
 def _carry(forcer: Forcer, sides: Sides, twin: Twin) -> Done:
@@ -249,13 +257,16 @@ def _end(helm: Helm, endpoint: Endpoint, now: State, execute: bool, discard: boo
     return done("rollback", now.phase, now, lines, last.left, facts={"after": last.to_dict()}, exit_code=code)
 
 
-def pending(helm: Helm) -> str | None:
-    """Return the phase that a way back led to whose last look was not made, None for none."""
+def pending(helm: Helm, now: State) -> bool:
+    """Return whether the last look of the way back that led to this phase was not made.
+
+    What was put down for another one says nothing of the keys as they are: a server may have lost them since.
+    """
     path = sides_file.path_of(helm.ledger_path)
-    if not path.exists():
-        return None
+    if not path.exists() or now.phase is not Phase.READS_SWITCHED:
+        return False
     with Sides(path) as sides:
-        return sides.about("pending")
+        return sides.about("pending") == str(now.entered)
 
 
 def _after_loss(helm: Helm, endpoint: Endpoint, lost: StateLost, to: Phase | None, execute: bool) -> Move:
@@ -294,4 +305,4 @@ def opened(helm: Helm) -> Iterator[Ledger | None]:
         yield ledger
 
 
-__all__ = ["opened", "pending", "rollback"]
+__all__ = ["opened", "pending", "refuse_loss", "rollback"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.unit.migrate.live_system import LiveSystem
+from tests.unit.migrate.live_system import LIMITS, LiveSystem
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import GateRefused, PhaseRefused
+from onetape.migrate.force import Done
 from onetape.migrate.history import History
+from onetape.migrate.mend import NEVER_THERE, UNPLACED, Mended
 from onetape.migrate.phase import ORDER, Phase
+from onetape.migrate.reverse import refuse_loss
 
 
 class Killed(BaseException):
@@ -192,3 +195,63 @@ def test_after_the_cutover_a_forgotten_state_goes_back_to_the_old_names(live: Li
     live.migration.backfill()
     assert live.migration.verify(pause_s=0).exit_code == 0
     assert live.phase is Phase.VERIFIED
+
+
+@pytest.mark.parametrize("point", ["sides_taken", "state_intended", "state_changed"])
+def test_what_was_put_down_before_the_server_lost_the_new_side_removes_no_old_key(
+    live: LiveSystem, points: Points, point: str
+) -> None:
+    live.to(Phase.CUT_OVER)
+    old = live.dump(5)
+    points.kill = point
+    with pytest.raises(Killed):
+        live.migration.rollback(execute=True)
+    live.new.flushdb()
+    live.migration.rollback(execute=True)  # the state is written anew
+    move = live.migration.rollback(execute=True)
+    assert (move.before, move.after) == ("dual_writing", "planned")
+    assert live.dump(5) == old
+
+
+def test_an_old_value_too_big_to_be_kept_stops_the_way_back_before_the_new_one_is_given_up(
+    live: LiveSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.old.set("indicators:BIG:x", b"a" * 3_000_000)
+    live.to(Phase.CUT_OVER)
+    live.new.set("ind:BIG:x", b"b" * 3_000_000)
+    monkeypatch.setattr("onetape.migrate.force.KEPT_BYTES_MAX", 1000)
+    with pytest.raises(GateRefused, match="--discard lets it go"):
+        live.migration.rollback(execute=True)
+    assert live.phase is Phase.CUT_OVER
+    live.migration.rollback(execute=True, discard=True)
+    assert live.old.get("indicators:BIG:x") == b"b" * 3_000_000
+
+
+def test_a_loss_is_refused_however_many_harmless_keys_are_named_before_it() -> None:
+    found = Mended()
+    for number in range(300):
+        found.add(str(number), Done("left", NEVER_THERE))
+    found.add("the last one", Done("left", UNPLACED))
+    with pytest.raises(GateRefused, match="1 keys cannot be carried back to their old names: the last one"):
+        refuse_loss(found, force=False)
+    assert "the last one" in refuse_loss(found, force=True)
+
+
+def test_a_way_back_that_left_differences_takes_a_verify_before_the_next_cutover(
+    live: LiveSystem, points: Points
+) -> None:
+    def both_written() -> None:
+        live.old.set("indicators:S1:rsi", "old")
+        live.new.set("ind:S1:rsi", "new")
+
+    live.to(Phase.CUT_OVER)
+    live.migration.rollback(execute=True)
+    live.to(Phase.CUT_OVER)  # nothing was left: what was verified before still holds
+    points.act["sides_taken"] = both_written
+    live.migration.rollback(execute=True)
+    live.old.delete("indicators:S1:rsi")
+    live.new.delete("ind:S1:rsi")
+    (reason,) = live.migration.cutover(limits=LIMITS).facts["reasons"]
+    assert "no verify since" in reason
+    live.migration.verify(pause_s=0)
+    live.to(Phase.CUT_OVER)
