@@ -215,6 +215,11 @@ class AsyncDualRedis(redis.asyncio.Redis):
         """Return a pipeline; with keys of the plan in it, it is one transaction, whatever `transaction` says."""
         return AsyncDualPipeline(self, self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
+    def lock(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return a lock. Raises CommandUnmapped for a key of the plan: it is released by a script."""
+        self.dual.mapper.map(("EVALSHA", "", 1, name))
+        return super().lock(name, *args, **kwargs)
+
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close the client; its heartbeat is taken back."""
         await self.dual.close()
@@ -279,7 +284,11 @@ class AsyncDualPipeline(Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Carry out what was queued; see redis-py. Raises WatchError, and what the server says of a single command."""
         stack: list[Any] = self.command_stack
-        mapped = map_all(self._owner.dual.mapper, stack)
+        try:
+            mapped = map_all(self._owner.dual.mapper, stack)
+        except BaseException:
+            await self.reset()
+            raise
         if self._lane is None and not any(mapped):
             return await super().execute(raise_on_error)
         try:

@@ -185,6 +185,11 @@ class DualRedis(redis.Redis):
         """Return a pipeline; with keys of the plan in it, it is one transaction, whatever `transaction` says."""
         return DualPipeline(self, self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
+    def lock(self, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return a lock. Raises CommandUnmapped for a key of the plan: it is released by a script."""
+        self.dual.mapper.map(("EVALSHA", "", 1, name))
+        return super().lock(name, *args, **kwargs)
+
     def close(self) -> None:
         """Close the client; its heartbeat is taken back."""
         if hasattr(self, "dual"):

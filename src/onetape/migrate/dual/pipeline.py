@@ -77,7 +77,11 @@ class DualPipeline(Pipeline):
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Carry out what was queued; see redis-py. Raises WatchError, and what the server says of a single command."""
         stack = self.command_stack
-        mapped = map_all(self._owner.dual.mapper, stack)
+        try:
+            mapped = map_all(self._owner.dual.mapper, stack)
+        except BaseException:
+            self.reset()
+            raise
         if self._lane is None and not any(mapped):
             return super().execute(raise_on_error)
         try:

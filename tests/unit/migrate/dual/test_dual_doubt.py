@@ -244,3 +244,37 @@ def test_keys_are_not_migrated_away_from_one_side(server: EmbeddedServer) -> Non
         for args in [("a:k", 0, 1000), ("", 0, 1000, "COPY", "KEYS", "free", "a:k")]:
             with pytest.raises(CommandUnmapped):
                 dual.execute_command("MIGRATE", "127.0.0.1", 1, *args)
+
+
+def test_a_lock_that_could_not_be_released_is_not_given(server: EmbeddedServer) -> None:
+    with rigged(server) as rig:
+        with pytest.raises(CommandUnmapped, match="a:lock"):
+            rig.dual().lock("a:lock", timeout=5)
+        with pytest.raises(CommandUnmapped, match="a:lock"):
+            AsyncDualRedis(port=server.port, db=5, plan=rig.plan).lock("a:lock", timeout=5)
+        with rig.dual(on_unmapped="pass").lock("a:lock", timeout=5):
+            assert rig.old.exists("a:lock") and rig.new.exists("n:lock")
+        assert not rig.old.exists("a:lock") and not rig.new.exists("n:lock")
+
+
+def test_a_pipeline_that_was_refused_is_empty_and_can_be_used_again(server: EmbeddedServer) -> None:
+    with rigged(server) as rig:
+        pipe = rig.dual().pipeline()
+        pipe.watch("a:k")
+        pipe.multi()
+        pipe.eval("return 1", 1, "a:k")
+        with pytest.raises(CommandUnmapped):
+            pipe.execute()
+        assert not pipe.watching and pipe.set("a:k", 1).execute() == [True]
+
+        async def again() -> None:
+            dual = AsyncDualRedis(port=server.port, db=5, plan=rig.plan)
+            pipe = dual.pipeline()
+            pipe.eval("return 1", 1, "a:k")
+            with pytest.raises(CommandUnmapped):
+                await pipe.execute()
+            assert await pipe.set("a:k", 2).execute() == [True]
+            await dual.aclose()
+
+        asyncio.run(again())
+        assert rig.differing() == []
