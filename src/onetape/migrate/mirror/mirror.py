@@ -269,6 +269,8 @@ class _Run:
                 if self._steps is not None:
                     self._sweep_due_s = 0.0  # and once more after this one
             busy = self._follow_hints()
+            if self._stop.is_set():
+                break  # finished, perhaps: then not one step more, it would bring old keys back
             if self._step_of_sweep():
                 busy = True
             if self._options.once and self._status.sweeps and not busy and self._steps is None and self._caught_up():
