@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import GateRefused, PhaseRefused
+from onetape.migrate.dual import DualRedis
 from onetape.migrate.gate import Limits
 from onetape.migrate.phase import Phase
 from onetape.migrate.state import Names
@@ -109,7 +111,7 @@ def test_clients_must_know_the_present_version_and_be_heard_of(
     reasons = move.facts["reasons"]
     assert len(reasons) == 3
     assert f"a1 goes by version {state.version - 1}" in reasons[0]
-    assert "b2 is connected and has said nothing for 60 s" in reasons[1]
+    assert "b2 is connected and has said nothing for 6" in reasons[1]
     assert "d4: 20.0%" in reasons[2]
     assert any("c3 ended without a word" in warning for warning in move.warnings)
 
@@ -200,3 +202,50 @@ class TestFence:
         with pytest.raises(GateRefused, match="user of this command"):
             live.migration.cutover(limits=LIMITS, fence=["default"], execute=True)
         assert live.phase is Phase.READS_SWITCHED
+
+
+def test_a_fence_is_not_put_up_where_the_gate_is_shut(live: LiveSystem) -> None:
+    live.old.acl_setuser("legacy", enabled=True, nopass=True, keys=["*"], commands=["+@all"])
+    passed: list[str] = []
+    live.migration.helm.at = passed.append
+    live.migration.postpone()
+    with pytest.raises(GateRefused, match="postponed"):
+        live.migration.cutover(limits=LIMITS, fence=["legacy"], execute=True)
+    assert "fenced" not in passed, "its writers were stopped for a cutover that was not made"
+
+
+def test_a_user_that_clients_of_onetape_go_by_cannot_be_fenced(live: LiveSystem) -> None:
+    live.old.acl_setuser("app", enabled=True, nopass=True, keys=["*"], commands=["+@all"])
+    with DualRedis(port=live.server.port, db=5, username="app", password="x", plan=PLAN) as client:
+        client.set("indicators:S1:rsi", "5")
+        reasons = _fenced(live, ["app"])
+        assert any("'app' is the user of" in reason for reason in reasons)
+        with pytest.raises(GateRefused, match="'app' is the user of"):
+            live.migration.cutover(limits=LIMITS, fence=["app"], force=True, execute=True)
+        client.set("indicators:S1:rsi", "6")
+    assert live.new.get("ind:S1:rsi") == b"6"
+
+
+def _fenced(live: LiveSystem, users: list[str]) -> list[str]:
+    return list(live.migration.cutover(limits=LIMITS, fence=users).facts["reasons"])
+
+
+def test_a_connection_that_writes_between_its_reads_is_found_out(live: LiveSystem) -> None:
+    done = threading.Event()
+
+    def at_work() -> None:
+        with redis.Redis(port=live.server.port, db=5, client_name="old-script") as straggler:
+            while not done.wait(0.002):
+                straggler.set("indicators:S2:note", "same")
+                for _ in range(5):
+                    straggler.get("indicators:S1:rsi")
+
+    live.write("S2:note", "same")
+    thread = threading.Thread(target=at_work)
+    thread.start()
+    try:
+        (reason,) = _reasons(live)
+    finally:
+        done.set()
+        thread.join()
+    assert "old-script" in reason and "wrote" in reason
