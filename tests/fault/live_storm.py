@@ -464,7 +464,8 @@ class Interceptor:
                     muted.set()
                     other.sendall(data[:end])
                     time.sleep(0.05)  # the server has done it
-                    self._victim()
+                    if self._how == "kill":
+                        self._victim()
                     break
                 if not asks and muted.is_set():
                     return  # the other thread closes both, in its own time
