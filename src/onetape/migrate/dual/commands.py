@@ -7,9 +7,9 @@ word is argument 1.
 
 Ways: `same`: its effect goes by what the keys hold and nothing else, so that it can be given to both sides where they
 are equal. `set`: what was there before does not matter. `relative`, `timed`, `expire`: a `set`, a `same`, an expiry
-that tells a time from now on. `copy`: the other side is made what this one is. `xadd`, `xtrim`, `spop`: see weave.py.
-`read`. `plain`: it has no keys of data. `refuse`: it cannot be written to two sides. `flush`: refused where it would
-hit data of the plan.
+that tells a time from now on. `copy`: the other side is made what this one is. `xadd`, `xtrim`, `spop`, `claim`: see
+weave.py. `read`. `plain`: it has no keys of data. `refuse`: it cannot be written to two sides. `flush`: refused where
+it would hit data of the plan.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 Way = Literal[
-    "same", "set", "relative", "timed", "expire", "copy", "xadd", "xtrim", "spop", "read", "plain", "refuse", "flush"
-]
+    "same", "set", "relative", "timed", "expire", "copy", "xadd", "xtrim", "spop", "claim", "read", "plain", "refuse",
+    "flush",
+]  # fmt: skip
 Place = tuple[int, bool]  # where among the arguments, and whether it is written
 
 
@@ -255,12 +256,12 @@ ZUNIONSTORE w1,r#2 zset same
 XACK w1 stream same
 XACKDEL w1 stream same
 XADD w1 stream xadd
-XAUTOCLAIM w1 stream same
-XCLAIM w1 stream same
+XAUTOCLAIM w1 stream claim
+XCLAIM w1 stream claim
 XDEL w1 stream same
 XDELEX w1 stream same
 XGROUP w2 stream same
-XREADGROUP wSTREAMS stream same
+XREADGROUP wSTREAMS stream claim
 XSETID w1 stream same
 XTRIM w1 stream same
 

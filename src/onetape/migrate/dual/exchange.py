@@ -327,6 +327,8 @@ class Exchange:
             if check.rule == "fine":
                 failed_too = check.part >= 0 and isinstance(mine[check.part], Exception)
                 bad = isinstance(reply, Exception) and not failed_too
+            elif check.rule == "time":
+                bad = _ms(replies[check.part]) != _ms(reply)
             elif check.rule == "errors":
                 bad = isinstance(reply, Exception) != isinstance(mine[check.part], Exception)
             elif check.rule == "alike":
@@ -335,7 +337,9 @@ class Exchange:
             else:
                 own = mine[check.part]
                 bad = not (own is None or isinstance(own, Exception) or _same_id(own, reply))
-            if bad:
+            if bad and check.rule == "time":
+                wrong.update({pair(route): route for route in check.routes})
+            elif bad:
                 why = why or (str(reply) if isinstance(reply, Exception) else "the two sides replied differently")
                 wrong.update({pair(route): route for route in check.routes})
         failed = {pair(r) for part, reply in zip(parts, mine, strict=True)
@@ -382,8 +386,12 @@ class Exchange:
             counts.left += len(woven.doubtful)
 
     def heal(self, lane: Wire, routes: Sequence[Route], why: str) -> Steps:
-        """Make the other side of these pairs anew, and record that they were not equal."""
-        _log.warning("two sides of %d keys were not equal: %s", len(routes), why)
+        """Make the other side of these pairs anew, and record that they were not equal.
+
+        Without a `why` they differ in milliseconds only: then those are recorded that are too big to be made anew.
+        """
+        if why:
+            _log.warning("two sides of %d keys were not equal: %s", len(routes), why)
         for _ in range(ATTEMPTS):
             if not lane.armed:
                 yield from self.arm(lane)
@@ -400,13 +408,14 @@ class Exchange:
                         lane.pack("COPY", from_key, to_key, "DB", to_db), lane.pack("SELECT", self.names.db),
                     ]  # fmt: skip
                     self.counts.healed += 1
-            record = self.record(why)
-            commands += [lane.pack("HSET", self.names.diverged, field_of(route), record) for route in routes]
+            record = self.record(why or "entries were delivered at another millisecond on the other side")
+            told = [route for route in routes if why or looked.get(pair(route)) != "copy"]
+            commands += [lane.pack("HSET", self.names.diverged, field_of(route), record) for route in told]
             woven = Woven(b"".join(commands), len(commands), (), (), (), (), 0)
             replies, raw = yield from self._commit(lane, woven)
             if replies is not None:
                 self.note(lane, raw)
-                self.counts.divergences += len(routes)
+                self.counts.divergences += len(told)
                 return
         raise StateMoved(f"the migration's state changed {ATTEMPTS} times while keys were made equal")
 
@@ -443,8 +452,7 @@ class Exchange:
         replies = yield Send(lane.pack("TIME"), 1)
         if isinstance(replies[0], Exception):
             raise replies[0]
-        seconds, micros = replies[0]
-        return int(seconds) * 1000 + int(micros) // 1000
+        return _ms(replies[0])
 
     def _look(self, lane: Wire, parts: Sequence[Part]) -> Steps:
         """Return what to do about the pairs that are not known."""
@@ -581,7 +589,7 @@ class Exchange:
             return False, None
         way, written, known, generation = part.way, part.written(), self.known, self.known.generation
         if way != "set" and not (way == "relative" and lane.frozen):
-            usual = way == "same" or (lane.frozen and way in ("timed", "expire"))
+            usual = way == "same" or (lane.frozen and way in ("timed", "expire", "claim"))
             if not usual or not all(key.route in known for key in part.keys):
                 return False, None
         home = self.names.db
@@ -717,6 +725,11 @@ def _names(part: Part, side: str) -> dict[Any, Any]:
         except UnicodeDecodeError:
             pass
     return names
+
+
+def _ms(time_reply: Any) -> int:
+    seconds, micros = time_reply
+    return int(seconds) * 1000 + int(micros) // 1000
 
 
 def _same_id(own: Any, reply: Any) -> bool:

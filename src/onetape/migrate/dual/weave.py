@@ -9,6 +9,8 @@ anew: UNLINK, COPY. Commands whose effect is not told by their arguments have wa
   Where time stands still in a transaction (Redis 7.2, every Valkey) both sides give the same id, and no script is
   needed for that.
 - SPOP: one script pops on one side and removes on the other what was popped.
+- XREADGROUP, XCLAIM, XAUTOCLAIM note when an entry was delivered: where time does not stand still, TIME is asked
+  before and after, and if it went on by a millisecond the pair is made anew.
 - a time from now on (EXPIRE, SET EX): the same command where time stands still in a transaction; else COPY for
   strings, and for EXPIRE the moment, told by the server's clock.
 """
@@ -94,12 +96,12 @@ class Check(NamedTuple):
     """A reply of the other side: of which part, where, what is to hold for it, and of which routes.
 
     `alike`: it is the primary's. `errors`: it is an error where the primary's is one. `id`: it is the primary's id, if
-    that gave one. `fine`: it is no error.
+    that gave one. `fine`: it is no error. `time`: it tells the millisecond that the reply at the place `part` tells.
     """
 
     part: int
     at: int
-    rule: Literal["alike", "errors", "id", "fine"]
+    rule: Literal["alike", "errors", "id", "fine", "time"]
     routes: tuple[Route, ...]
 
 
@@ -202,6 +204,12 @@ class _Loom:
             self._tail(index, part, trims=True, adds=False)
         elif way == "spop":
             self._pop(index, part)
+        elif way == "claim" and not facts.frozen:
+            self._flush()
+            begin = self._put(self._db, ("TIME",))
+            self._give(index, part, written)
+            self._flush()
+            self._checks.append(Check(begin, self._put(self._db, ("TIME",)), "time", tuple(written)))
         elif way == "expire" and not facts.frozen:
             if not facts.now_ms:
                 self._replies.append(self._put(*part.on(self._primary)))

@@ -278,3 +278,19 @@ def test_a_pipeline_that_was_refused_is_empty_and_can_be_used_again(server: Embe
 
         asyncio.run(again())
         assert rig.differing() == []
+
+
+def test_entries_are_delivered_at_the_same_millisecond_on_both_sides(server: EmbeddedServer) -> None:
+    with rigged(server) as rig:
+        dual = rig.dual()
+        names = [f"a:s{at}" for at in range(300)]
+        fill, read = dual.pipeline(), dual.pipeline()
+        for name in names:
+            fill.xadd(name, {"f": 1}, id="1-1").xgroup_create(name, "g", id="0")
+            read.xreadgroup("g", "c", {name: ">"})
+        fill.execute()
+        replies = read.execute()  # takes some milliseconds, and Redis 7.0 goes by the clock
+        assert len(replies) == 300 and all(replies)
+        for name in names:
+            dual.xclaim(name, "g", "d", 0, ["1-1"])
+        assert rig.differing() == [] and rig.diverged() == {}
