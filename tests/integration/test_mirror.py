@@ -13,6 +13,7 @@ from onetape.embedded import EmbeddedServer
 from onetape.errors import LedgerBusy, OperatorBusy, PhaseRefused, SourceVanished
 from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.ledger import Ledger, Outcome
+from onetape.migrate.migration import Migration
 from onetape.migrate.mirror import Mirror, Options
 from onetape.migrate.phase import Phase
 from onetape.migrate.state import load
@@ -197,6 +198,35 @@ def test_a_mirror_knows_what_a_backfill_copied(server: EmbeddedServer, tmp_path:
     status = m.once(server.url, tmp_path)
     assert (status.kept, status.copied, status.deleted) == (0, 2, 1)
     assert new.get("new:1") == b"later" and not new.exists("new:2")
+
+
+@pytest.mark.parametrize("kind", ["string", "stream"])
+def test_what_a_backfill_copied_anew_since_the_mirror_saw_it_is_ours_to_follow(
+    server: EmbeddedServer, tmp_path: Path, kind: str
+) -> None:
+    old, new = at(server, 5), at(server, 1)
+
+    def write(value: int) -> None:
+        if kind == "string":
+            old.set("old:a", value)
+        else:
+            old.xadd("old:a", {"value": value}, id=f"{value}-1")
+
+    migration = Migration(server.url, plan=m.PLAN, ledger_path=tmp_path / "ledger")
+    migration.start(mirrored=True, execute=True)
+    write(1)
+    m.once(server.url, tmp_path)
+    old.delete("old:a")  # and the new one goes too, before the mirror could put that down: it expired, or a kill came
+    new.delete("new:a")
+    write(2)
+    migration.backfill()
+    write(3)
+    if kind == "stream":
+        old.xdel("old:a", "2-1")  # so that nothing is to be added, but all to be replaced
+    status = m.once(server.url, tmp_path)
+    assert (status.kept, status.failed) == (0, 0)
+    assert m.differences(server.url) == []
+    assert new.exists("new:a")
 
 
 def test_a_big_set_follows_in_slices_and_a_long_stream_by_what_was_added(

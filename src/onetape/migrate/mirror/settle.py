@@ -300,17 +300,11 @@ class Settler:
 
     def _by_content(self, pair: Pair, gone: frozenset[Place]) -> Outcome | None:
         self._watch([(pair.from_db, pair.from_key), (pair.to_db, pair.to_key)])
-        held = self._known([pair]).get(pair.place)
         self._endpoint.select(pair.from_db)
         source = content.read_content(self._endpoint, pair.from_key)
         self._endpoint.select(pair.to_db)
         target = content.read_content(self._endpoint, pair.to_key)
-        ours = _side(target)
-        if target is not None and held is not None and ours is not None and not held.holds(*ours, self._slack_ms):
-            payload = self._small_dump(pair)  # it may have been remembered while it was small
-            if payload is not None:
-                by_dump = (OF_DUMP + digest(payload), ours[1])
-                ours = by_dump if held.holds(*by_dump, self._slack_ms) else ours
+        held, ours = self._recognised(pair, _side(target))
         wanted = _side(source)
         if source is not None and target is not None and source.same(target):
             wanted = None if ours is None else (ours[0], -1 if source.expires_ms is None else source.expires_ms)
@@ -395,13 +389,14 @@ class Settler:
         source = streams.look(self._endpoint, pair.from_db, pair.from_key)
         target = streams.look(self._endpoint, pair.to_db, pair.to_key)
         merged = self._is_merged_into(pair.new_key)
-        held = self._known([pair]).get(pair.place)
+        words = self._words(pair)
+        held = words[0] if words else None
         if source is None and merged:
             self._endpoint.call("UNWATCH")
             return Outcome(pair, Act.NOTHING)  # what was merged into it is nowhere else
         ours = None if target is None else (OF_STREAM + target.summary, target.expire_ms)
         wanted = None if source is None else (OF_STREAM + source.summary, source.expire_ms)
-        is_ours = held is not None and target is not None and self._is_ours(pair, held, target)
+        is_ours = target is not None and any(self._is_ours(pair, one, target) for one in words)
         if source is None or target is None:
             if is_ours and ours is not None:
                 held = Held(pair.new_key, *ours)
@@ -463,6 +458,32 @@ class Settler:
             known.update(self._earlier(unknown))
         names = {pair.place: pair.new_key for pair in pairs}
         return {place: held for place, held in known.items() if held.new_key == names[place]}
+
+    def _words(self, pair: Pair) -> list[Held]:
+        """Return what is known of a pair: by the memory, and by the ledger, where a backfill may have been at work."""
+        known = self._known([pair]).get(pair.place)
+        words = [] if known is None else [known]
+        told = self._earlier([pair.place]).get(pair.place)
+        if told is not None and told.new_key == pair.new_key and told != known:
+            words.append(told)
+        return words
+
+    def _recognised(self, pair: Pair, ours: Side) -> tuple[Held | None, Side]:
+        """Return what is known of a pair, and its follower: those of all that is known which fit, if any do.
+
+        A follower may have been remembered by its dump, while it was small. The follower's database is selected.
+        """
+        words = self._words(pair)
+        if ours is not None and words:
+            for held in words:
+                if held.holds(*ours, self._slack_ms):
+                    return held, ours
+            payload = self._small_dump(pair)
+            dumped = ours if payload is None else (OF_DUMP + digest(payload), ours[1])
+            for held in words:
+                if held.holds(*dumped, self._slack_ms):
+                    return held, dumped
+        return (words[0] if words else None), ours
 
     def _watch(self, places: Sequence[tuple[int, bytes]]) -> None:
         self._check_fence(self._endpoint.pipeline(self._fence_commands()))
