@@ -6,6 +6,7 @@ finds is evidence, not proof: who connects, writes and leaves is seen by the sid
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 
 import msgspec
@@ -22,6 +23,9 @@ OURS = "onetape"
 #: Commands that can write though the server does not call them writes: what is in them cannot be seen.
 _MAY_WRITE = frozenset({"exec", "eval", "evalsha", "fcall", "multi"})
 _SAMPLE_PAGE = 500
+#: How long connections are looked at, and how often, to catch one that writes between its reads.
+WATCHED_S = 2.0
+_LOOK_EVERY_S = 0.005
 #: Up to so many differences are looked at closely: unequal bytes can be equal content.
 _CLOSE_LOOKS = 100
 #: Seconds by which an old key must have been touched later than its new one before it is worth a word.
@@ -95,6 +99,24 @@ def strangers(endpoint: Endpoint, plan: Plan, ours: Collection[str] = ()) -> lis
         for row in found
     ]  # fmt: skip
     return sorted(people, key=lambda person: person.idle_s)
+
+
+def watched(endpoint: Endpoint, plan: Plan, ours: Collection[str] = (), *, for_s: float = WATCHED_S) -> list[Stranger]:
+    """As strangers(), looked at again and again for a while where one that is at work was seen to read only.
+
+    A server tells only a connection's last command: one that writes and reads in turn is mostly seen reading.
+    """
+    until_s = time.monotonic() + for_s
+    found: dict[int, Stranger] = {}
+    while True:
+        people = strangers(endpoint, plan, ours)
+        for one in people:
+            before = found.get(one.id)
+            if before is None or one.writes or not before.writes:
+                found[one.id] = one
+        if time.monotonic() > until_s or all(one.writes or one.idle_s > for_s for one in people):
+            return sorted(found.values(), key=lambda person: person.idle_s)
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _writing(endpoint: Endpoint, commands: set[str]) -> set[str]:
@@ -185,4 +207,4 @@ def _number(text: str | None) -> int:
     return int(text) if text and text.lstrip("-").isdecimal() else 0
 
 
-__all__ = ["Stranger", "Touched", "may_look", "strangers", "touched"]
+__all__ = ["Stranger", "Touched", "may_look", "strangers", "touched", "watched"]

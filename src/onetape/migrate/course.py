@@ -28,6 +28,11 @@ from onetape.migrate.verdict import LISTED, Finding, Verification
 _ATTEMPTS = 8
 #: What a verify may list without a reader of the new names being told something else than a reader of the old ones:
 #: rules that skip, ticks that no tape can hold, and keys of the target that never had a source.
+#: Said where a migration begins again with a ledger that knows nothing of its earlier time.
+STRANGE = (
+    "both sides were written before, and this ledger knows nothing of it: give the one of that time (--ledger), "
+    "if it is there; else a new key without an old one may be one that was deleted meanwhile"
+)
 HARMLESS = frozenset({Finding.SKIPPED, Finding.LATER, Finding.NOT_A_TICK, Finding.EXTRA})
 
 
@@ -40,6 +45,9 @@ def start(helm: Helm, *, mirrored: bool | None, execute: bool) -> Move:
         except StateLost as lost:
             return _restore(helm, endpoint, lost, mirrored, execute)
         before = Phase.PLANNED if now is None else now.phase
+        strange = now is not None and not helm.knows()
+        if before is not Phase.PLANNED:
+            helm.own(now)
         to = phases.step("start", before)
         wanted = (now.mirrored if now else False) if mirrored is None else mirrored
         if now is not None and now.phase is to and now.mirrored == wanted and not again.due(helm):
@@ -57,18 +65,26 @@ def start(helm: Helm, *, mirrored: bool | None, execute: bool) -> Move:
             lines.append("there are writers that cannot be changed: run onetape migrate mirror beside them")
         if again.due(helm):
             lines.append("new keys of an earlier time of dual writing are made what their old ones are now")
+        warnings = [STRANGE] if strange else []
         if not execute:
-            return planned("start", now, to, lines)
-        warnings: list[str] = []
+            return planned("start", now, to, lines, warnings)
         with helm.lease("start") as lease:
+            if now is not None and strange:
+                _adopt(helm, endpoint, now)
             _note_found(helm, endpoint)
             after = helm.shift(endpoint, "start", now, to, mirrored=wanted)
             if again.due(helm):
                 with helm.history(endpoint) as history:
                     followed = again.follow(helm, endpoint, history, lease.check)
                 lines += followed.lines("new")
-                warnings = followed.failed
+                warnings += followed.failed
         return done("start", before, after, lines, warnings)
+
+
+def _adopt(helm: Helm, endpoint: Endpoint, now: State) -> None:
+    """Put down that this is not the first time of dual writing, which this ledger does not know of."""
+    with helm.history(endpoint) as history:
+        history.end(history.intend("start", now.phase, now.phase, states.operator(), STRANGE, False), now)
 
 
 def _note_found(helm: Helm, endpoint: Endpoint) -> None:
@@ -128,6 +144,7 @@ def switch_reads(helm: Helm, *, share: float | None, shadow: float | None, execu
             raise ConfigInvalid(f"{name} = {value}", hint="a share from 0 to 1")
     with helm.connect(writable=execute) as endpoint:
         now = states.required(helm.look(endpoint))
+        helm.own(now)
         to = phases.step("switch-reads", now.phase)
         share = now.read_share if share is None else share
         shadowed = now.shadow_share if shadow is None else shadow

@@ -34,6 +34,7 @@ def cutover(
     """Make the new names the truth. See Migration.cutover."""
     with helm.connect(writable=execute) as endpoint:
         now = states.required(helm.look(endpoint))
+        helm.own(now)
         to = phases.step("cutover", now.phase)
         if now.phase is to:
             return nothing("cutover", now, "the new names are the truth already")
@@ -45,6 +46,11 @@ def cutover(
             return _dry(helm, endpoint, now, limits, users, lines)
         with helm.lease("cutover") as lease, helm.history(endpoint) as history:
             history.reconcile(now)
+            if users and not force:  # a fence stops writers: only where nothing else speaks against the cutover
+                fences.plan_fence(endpoint, helm.plan, users)
+                early = gates.look(helm, endpoint, now, limits)
+                if early.reasons:
+                    raise _refused(early)
             warnings = _fence(helm, endpoint, history, users, lines)
             try:
                 if limits.save:

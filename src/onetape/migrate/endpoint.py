@@ -46,7 +46,7 @@ _READ_SUBCOMMANDS = {
     b"MEMORY": frozenset({b"USAGE", b"STATS"}),
     b"MODULE": frozenset({b"LIST"}),
     b"CONFIG": frozenset({b"GET"}),
-    b"ACL": frozenset({b"WHOAMI", b"GETUSER", b"DRYRUN", b"CAT"}),
+    b"ACL": frozenset({b"WHOAMI", b"GETUSER", b"DRYRUN", b"CAT", b"LIST"}),
     b"COMMAND": frozenset({b"INFO", b"COUNT", b"DOCS", b"LIST"}),
     b"CLIENT": frozenset({b"ID", b"SETNAME", b"GETNAME", b"INFO", b"LIST", b"NO-EVICT", b"NO-TOUCH"}),
     b"CLUSTER": frozenset({b"INFO", b"SHARDS", b"SLOTS", b"MYID"}),

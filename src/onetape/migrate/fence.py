@@ -6,6 +6,7 @@ name of the plan. Rules that keep a key's name cannot be fenced. Before Redis 7.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -17,6 +18,8 @@ from onetape.migrate.pattern import Pattern
 from onetape.migrate.plan import Plan
 
 _SAVED = "fence"
+#: What connections of clients that write both sides are called.
+_CLIENTS = "onetape-writer-"
 
 
 class Fenced(msgspec.Struct, frozen=True):
@@ -35,6 +38,7 @@ def plan_fence(endpoint: Endpoint, plan: Plan, users: Sequence[str]) -> tuple[li
     except EndpointError as error:
         raise _refused([f"this user may not change rights: {error.message}"]) from error
     known = {words[1]: tuple(words[2:]) for line in listed for words in [line.decode("utf-8", "replace").split(" ")]}
+    ours = _users_of_ours(endpoint)
     reasons = []
     found = []
     new, same = _new_prefixes(plan)
@@ -42,6 +46,11 @@ def plan_fence(endpoint: Endpoint, plan: Plan, users: Sequence[str]) -> tuple[li
     for user in dict.fromkeys(users):
         if user not in known:
             reasons.append(f"there is no user {user!r}")
+        elif ours.get(user):
+            reasons.append(
+                f"{user!r} is the user of {ours[user]:,} connections of onetape's clients, which write the old names "
+                "behind the new ones: they could not write at all"
+            )
         elif user == me:
             reasons.append(f"{user!r} is the user of this command, which could not give the rights back")
         elif any(word.startswith("(") for word in known[user]):
@@ -53,6 +62,16 @@ def plan_fence(endpoint: Endpoint, plan: Plan, users: Sequence[str]) -> tuple[li
         raise _refused(reasons)
     warnings = [f"rules that keep a key's name are not fenced: {', '.join(same)}"] if same and selectors else []
     return found, warnings
+
+
+def _users_of_ours(endpoint: Endpoint) -> Counter[str]:
+    """Return user → connections of our clients. Raises GateRefused where nobody may say."""
+    try:
+        listed = endpoint.call("CLIENT", "LIST").decode("utf-8", "backslashreplace")
+    except EndpointError as error:
+        raise _refused([f"nobody may say who is connected: {error.message}"]) from error
+    rows = [dict(part.partition("=")[::2] for part in line.split(" ")) for line in listed.splitlines() if line]
+    return Counter(row.get("user", "") for row in rows if row.get("name", "").startswith(_CLIENTS))
 
 
 def _refused(reasons: list[str]) -> GateRefused:

@@ -75,6 +75,8 @@ def finish(
     """End the migration. See Migration.finish."""
     with helm.connect(writable=execute) as endpoint:
         now = states.required(helm.look(endpoint))
+        if not force:
+            helm.own(now)
         to = phases.step("finish", now.phase)
         lines = [] if now.phase is to else [f"{now.phase} becomes {to}: clients write the new names only; no way back"]
         reasons = _reasons(helm, endpoint, now, quiet_for_s)

@@ -189,7 +189,7 @@ def _fallbacks(live: dict[str, dict[str, Any]], limits: Limits, found: Gated) ->
 def _writers(helm: Helm, endpoint: Endpoint, limits: Limits, found: Gated) -> None:
     named = {str(facts.get("name")) for facts in helm.clients(endpoint).values() if facts.get("name")}
     try:
-        people = census.strangers(endpoint, helm.plan, named)
+        people = census.watched(endpoint, helm.plan, named)
     except EndpointError as error:
         if error.facts.get("code") != "NOPERM":
             raise
@@ -204,7 +204,7 @@ def _writers(helm: Helm, endpoint: Endpoint, limits: Limits, found: Gated) -> No
     others = [one for one in people if one not in writing]
     if others:
         found.warnings.append(
-            f"{len(others)} connections that are not ours are on the old databases, and did not write of late: "
+            f"{len(others)} connections that are not ours are on the old databases, and none was seen to write: "
             + _some([one.line() for one in others])
         )
     sampled = census.touched(endpoint, helm.plan, within_s=limits.quiet_for_s)

@@ -18,7 +18,7 @@ import msgspec
 from onetape.errors import EndpointError, LedgerBusy, LedgerUnusable, OperatorBusy, StateLost, StateMoved
 from onetape.migrate import state as states
 from onetape.migrate.endpoint import Endpoint, connect_again, is_lost
-from onetape.migrate.history import History, begun
+from onetape.migrate.history import NOT_DONE, History, begun
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
 from onetape.migrate.state import Lease, Names, State
@@ -99,6 +99,30 @@ class Helm:
             return None
         with History(self.ledger_path, mode="r") as history:
             return history.live
+
+    def knows(self) -> bool:
+        """Return whether the ledger knows a live migration, or that one was about to begin."""
+        if not self.ledger_path.exists():
+            return False
+        with History(self.ledger_path, mode="r") as history:
+            return history.live is not None or any(
+                not one.outcome.startswith(NOT_DONE) for one in history.transitions()
+            )  # one that was about to be made may have been
+
+    def own(self, now: State | None) -> None:
+        """Raise LedgerUnusable where a live migration is under way that this ledger knows nothing of.
+
+        It would not know what was copied and deleted, nor whose rights a fence has taken.
+        """
+        if now is None or self.knows():
+            return
+        by = f", changed by {now.changed_by}" if now.changed_by else ""
+        raise LedgerUnusable(
+            f"the ledger {self.ledger_path} knows nothing of the live migration {self.plan.name!r} that is under way: "
+            f"{now.phase}, version {now.version}{by}",
+            hint="give the ledger that it was started with (--ledger); where that is lost, "
+            "onetape migrate rollback --force --execute leads back without it",
+        )
 
     def _elsewhere(self, endpoint: Endpoint) -> str:
         for db in self.plan.source_dbs():

@@ -174,6 +174,7 @@ class Migration:
         with self._reader() as reader, ExitStack() as stack:
             live = None if dry_run and not self._checks else self._live(reader)
             if live is not None:
+                self.helm.own(live)
                 phases.step("backfill", live.phase)
             options = Options(
                 steps=chosen,
@@ -327,6 +328,9 @@ class Migration:
             if now is None or now.entered != live.entered:
                 told = "gone" if now is None else f"{now.phase}, entered since"
                 note = f"not in the history: the phase was {live.phase} when it began, and is {told}; verify again"
+                return msgspec.structs.replace(result, note=note)
+            if not self.helm.knows():
+                note = "not in the history: this ledger knows nothing of the live migration; give its own (--ledger)"
                 return msgspec.structs.replace(result, note=note)
             with self.helm.history(writer) as history:
                 again = course.was_left(history)

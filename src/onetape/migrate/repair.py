@@ -21,6 +21,7 @@ def repair(helm: Helm, *, replace_newer: bool, discard: bool, execute: bool) -> 
     """Make what differs equal. See Migration.repair."""
     with helm.connect(writable=execute) as endpoint:
         now = helm.look(endpoint)
+        helm.own(now)
         phase = Phase.PLANNED if now is None else now.phase
         if phase is Phase.FINISHED:
             raise PhaseRefused("the migration is finished: the old keys are gone", phase=str(phase))

@@ -46,6 +46,8 @@ def rollback(helm: Helm, *, to: Phase | None, execute: bool, force: bool, discar
             now = states.required(helm.look(endpoint))
         except StateLost as lost:
             return _after_loss(helm, endpoint, lost, to, execute)
+        if not force:
+            helm.own(now)
         if pending(helm, now):
             return _end(helm, endpoint, now, execute, discard)
         if to is now.phase:

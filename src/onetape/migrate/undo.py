@@ -38,6 +38,7 @@ def undo(helm: Helm, *, tape: Tape | None, execute: bool) -> Move:
             )
         if not helm.ledger_path.exists():
             return nothing("undo", now, "there is no ledger, so nothing is known to be ours")
+        helm.own(now)
         if not execute:
             with Ledger.open(helm.ledger_path, mode="r") as ledger, History(helm.ledger_path, mode="r") as history:
                 ledger.check(helm.plan, address=endpoint.address, run_id=endpoint.run_id)

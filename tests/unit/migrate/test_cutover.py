@@ -231,19 +231,21 @@ def _fenced(live: LiveSystem, users: list[str]) -> list[str]:
 
 
 def test_a_connection_that_writes_between_its_reads_is_found_out(live: LiveSystem) -> None:
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
 
     def at_work() -> None:
         with redis.Redis(port=live.server.port, db=5, client_name="old-script") as straggler:
-            while not done.wait(0.002):
+            while not done.wait(0.02):
                 straggler.set("indicators:S2:note", "same")
-                for _ in range(5):
-                    straggler.get("indicators:S1:rsi")
+                done.wait(0.005)
+                straggler.get("indicators:S1:rsi")
+                begun.set()
 
     live.write("S2:note", "same")
     thread = threading.Thread(target=at_work)
     thread.start()
     try:
+        assert begun.wait(10)
         (reason,) = _reasons(live)
     finally:
         done.set()
