@@ -16,6 +16,7 @@ import apsw
 import pytest
 import redis
 from tests.legacy_keys import clients, content, differences, fill, new_name
+from tests.other_servers import binary
 
 from onetape.embedded import EmbeddedServer
 from onetape.migrate import Ledger, Migration, backfill, bulk
@@ -149,6 +150,26 @@ def test_once_a_verify_took_the_digests_a_later_change_of_the_source_is_followed
     assert client[1].pexpiretime("ind:ta:NFO:SYM0:rsi") == client[5].pexpiretime("indicators:NFO:SYM0:rsi")
     assert client[1].get("ind:ta:NFO:SYM1:rsi") == b"somebody else's"
     assert migration.verify(rounds=1).verdict == "converged with listed skips"
+
+
+def test_a_server_that_tells_only_what_is_left_of_an_expiry_has_its_digests_taken_too(tmp_path: Path) -> None:
+    with EmbeddedServer(binary("redis6")) as server:
+        client = clients(server.port)
+        client[5].set("indicators:NFO:A:rsi", 1)
+        client[5].set("indicators:NFO:B:rsi", 1, ex=1000)
+        client[5].hset("indicators:NFO:C:rsi", mapping={str(n): "x" * 100 for n in range(300)})
+        migration = _migration(server, tmp_path)
+        migration.backfill(digests="verify")
+        assert migration.verify(pause_s=0.1).verdict == "converged"
+        with Ledger.open(tmp_path / "ledger.db", mode="r") as ledger:
+            assert [entry.key for entry in ledger.newest() if entry.is_open] == []
+        client[5].set("indicators:NFO:A:rsi", 2)
+        client[5].set("indicators:NFO:B:rsi", 2, keepttl=True)
+        client[5].hdel("indicators:NFO:C:rsi", "7")
+        assert migration.backfill(digests="verify").totals == {"copied": 3}
+        assert migration.verify(pause_s=0.1).verdict == "converged"
+        for one in client.values():
+            one.close()
 
 
 def test_sets_and_hashes_in_tables_are_known_by_their_digest(

@@ -6,6 +6,7 @@ From then on a later run knows its own work, and an undo knows what is still wha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from onetape.migrate import decide
 from onetape.migrate.dump import digest
@@ -74,15 +75,19 @@ class Sealer:
         sides = []
         for of_db, keys in ((db, [one.key for one in found]), (self._target_db, [one.target for one in found])):
             self._endpoint.select(of_db)
-            commands = [command for key in keys for command in (("DUMP", key), ("PEXPIRETIME", key))]
-            replies = self._endpoint.pipeline(commands)
-            sides.append(list(zip(replies[::2], replies[1::2], strict=True)))
+            exact = self._endpoint.has_expire_time
+            when = "PEXPIRETIME" if exact else "PTTL"
+            commands = [command for key in keys for command in (("DUMP", key), (when, key))]
+            now, *replies = self._endpoint.pipeline([("TIME",), *commands])
+            now_ms = 0 if exact else int(now[0]) * 1000 + int(now[1]) // 1000
+            sides.append([(replies[at], _absolute(replies[at + 1], now_ms)) for at in range(0, len(replies), 2)])
+        slack_ms = 0 if self._endpoint.has_expire_time else decide.SLACK_BEFORE_7_MS
         rows: list[Row] = []
         for one, (source, source_ms), (target, target_ms) in zip(found, *sides, strict=True):
-            if not isinstance(source, bytes) or not isinstance(target, bytes) or isinstance(source_ms, ReplyError):
+            if not (isinstance(source, bytes) and isinstance(target, bytes)) or source_ms is None or target_ms is None:
                 continue
             content = digest(source)
-            if content == digest(target) and source_ms == target_ms:
+            if content == digest(target) and abs(source_ms - target_ms) <= slack_ms:
                 rule, hashed = self._rules[id(one.rule)], key_hash(one.source_db, one.key)
                 held = (content, content, source_ms, decide.UNCHANGED, FOUND_EQUAL)
                 rows.append((rule, one.source_db, one.key, one.target, *held, hashed))
@@ -94,6 +99,13 @@ class Sealer:
         self._write()
         if complete:
             self._ledger.set_state(digests_open="")
+
+
+def _absolute(told: Any, now_ms: int) -> int | None:
+    """Return an absolute expiry in ms, -1 for none, None for an error; `now_ms` is 0 where it is absolute already."""
+    if isinstance(told, ReplyError):
+        return None
+    return now_ms + told if told >= 0 else -1
 
 
 __all__ = ["Sealer"]

@@ -134,7 +134,8 @@ class Unmake:
         """Return None where the new key is ours, else why it stays; "" for one that is no affair of the migration."""
         known = self._owned.find(twin)
         made = known is not None and known[2]
-        if self._history.was_found(twin.new_db, twin.new_key) and not made and self._replaced(twin) is None:
+        # Even where the ledger says that we made it: a run that was killed, or cut off, took an equal key for its copy.
+        if self._history.was_found(twin.new_db, twin.new_key) and self._replaced(twin) is None:
             return BEFORE if known is not None else ""
         if known is not None and made and side.is_what(known[0], known[1]):
             return None

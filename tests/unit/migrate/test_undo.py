@@ -90,6 +90,24 @@ def test_what_was_there_and_equal_is_not_ours(live: LiveSystem) -> None:
     assert live.dump(1) == before
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_was_there_and_equal_is_not_ours_even_where_a_kill_left_it_in_doubt(
+    live: LiveSystem, points: Points, mirrored: bool
+) -> None:
+    live.new.set("ind:S5:text", "equal")
+    live.old.set("indicators:S5:text", "equal")
+    before = live.dump(1)
+    live.migration.start(mirrored=mirrored, execute=True)
+    points.kill = "intended"
+    with pytest.raises(Killed):
+        live.migration.backfill()
+    assert live.migration.backfill().exit_code == 0
+    assert live.migration.verify(pause_s=0.1).exit_code == 0
+    live.migration.rollback(to="planned", execute=True)
+    live.migration.undo(execute=True)
+    assert live.dump(1) == before
+
+
 def test_what_a_repair_replaced_is_put_back(live: LiveSystem) -> None:
     live.new.set("ind:S1:rsi", b"theirs\x00", px=4_000_000)
     before = live.dump(1)
