@@ -225,6 +225,36 @@ def test_what_is_not_proven_is_said_with_each_reason(
     assert "verify: not proven" in prove(server, migration).reasons
 
 
+def test_a_verify_before_the_last_copy_proves_nothing_any_more(
+    server: EmbeddedServer, client: Any, migration: Migration
+) -> None:
+    _backfilled(migration)
+    migration.verify()
+    client[5].set("indicators:NFO:LATE:rsi", 1)
+    client[1].set("ind:ta:NFO:LATE:rsi", "somebody else's")
+    migration.backfill()
+    proof = prove(server, migration)
+    assert proof.verdict == "not proven"
+    assert proof.reasons == ["keys were copied after the last verify, by a backfill: verify again"]
+    verification = migration.verify(pause_s=0.1)
+    assert prove(server, migration).verdict == prove(server, migration, verification=verification).verdict
+    assert "again" not in str(prove(server, migration).reasons)
+
+
+def test_a_verify_before_a_way_back_proves_nothing_any_more(
+    server: EmbeddedServer, client: Any, migration: Migration
+) -> None:
+    migration.start(execute=True)
+    migration.backfill()
+    migration.verify()
+    assert prove(server, migration).verdict == "proven"
+    migration.rollback(to="planned", execute=True)
+    client[2].set("volume_state:1", "written under its old name alone")
+    assert prove(server, migration).reasons == ["after the last verify the phase became planned: verify again"]
+    migration.start(execute=True)
+    assert prove(server, migration).verdict == "not proven"
+
+
 def test_what_old_keys_no_longer_have_makes_it_proven_with_skips(
     server: EmbeddedServer, client: Any, migration: Migration
 ) -> None:

@@ -23,6 +23,7 @@ from onetape.migrate import page, state
 from onetape.migrate.conservation import Conservation
 from onetape.migrate.conserve import conserve
 from onetape.migrate.endpoint import Endpoint, parse_info
+from onetape.migrate.history import DONE
 from onetape.migrate.holdings import OnProgress
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
@@ -39,6 +40,8 @@ EXIT_CODES = {PROVEN: EXIT_OK, PROVEN_WITH_SKIPS: EXIT_SKIPS, UNPROVEN: EXIT_FAI
 #: What live writers have under way when a proof is made without a backfill to go by.
 _SETTLING_NS = 5 * 10**9
 _NAME_MAX = 200
+#: Commands that write new or old keys, so that a verify before them no longer tells of all.
+_COPYING = ("backfill", "repair", "undo")
 _READS = ("reads", "new_reads", "old_reads", "old_fallbacks", "misses", "errors")
 
 
@@ -146,8 +149,9 @@ def make_proof(
         until_ns = _until_ns(endpoint, status)
         conservation = conserve(endpoint, plan, tape, target=target, until_ns=until_ns, on_progress=on_progress)
     verified = _verification(verification, status)
+    outdated = _outdated(status) if verification is None else None
     backfill = _last_report(status, "backfill") or {}
-    verdict, reasons = _judged(verified, conservation, status, finished)
+    verdict, reasons = _judged(verified, outdated, conservation, status, finished)
     content = {
         "format": FORMAT,
         "onetape": _version(),
@@ -258,8 +262,31 @@ def _until_ns(endpoint: Endpoint, status: Status) -> int | None:
     return state.server_ms(endpoint) * 1_000_000 - _SETTLING_NS
 
 
+def _outdated(status: Status) -> str | None:
+    """Return why the last verify proves nothing any more, None where it does.
+
+    After it keys were copied, or the old ones alone were written for a while.
+    """
+    ended = [run for run in status.runs if run.command == "verify" and run.ended_ns is not None]
+    if not ended:
+        return None
+    last = ended[-1]
+    for run in status.runs:
+        if run.id > last.id and run.command in _COPYING:
+            return f"keys were copied after the last verify, by a {run.command}: verify again"
+    apart = (Phase.PLANNED, Phase.DUAL_WRITING)
+    for one in status.transitions:
+        if one.outcome == DONE and one.at_ns > last.started_ns and one.after != one.before and one.after in apart:
+            return f"after the last verify the phase became {one.after}: verify again"
+    return None
+
+
 def _judged(
-    verified: dict[str, Any] | None, conservation: Conservation | None, status: Status, finished: bool
+    verified: dict[str, Any] | None,
+    outdated: str | None,
+    conservation: Conservation | None,
+    status: Status,
+    finished: bool,
 ) -> tuple[str, list[str]]:
     wrong: list[str] = []
     skips: list[str] = []
@@ -270,6 +297,8 @@ def _judged(
         skips.append(f"verify: {verdict}")
     elif verdict != CONVERGED:
         wrong.append(f"verify: {verdict}")
+    if outdated is not None and not finished:
+        wrong.append(outdated)
     if finished:
         wrong.append("the old keys are gone since finish: nothing is left to compare with")
     elif conservation is not None and not conservation.conserved:
