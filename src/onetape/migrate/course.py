@@ -26,13 +26,13 @@ from onetape.migrate.twins import Twin, Twins
 from onetape.migrate.verdict import LISTED, Finding, Verification
 
 _ATTEMPTS = 8
-#: What a verify may list without a reader of the new names being told something else than a reader of the old ones:
-#: rules that skip, ticks that no tape can hold, and keys of the target that never had a source.
 #: Said where a migration begins again with a ledger that knows nothing of its earlier time.
 STRANGE = (
     "both sides were written before, and this ledger knows nothing of it: give the one of that time (--ledger), "
     "if it is there; else a new key without an old one may be one that was deleted meanwhile"
 )
+#: What a verify may list without a reader of the new names being told something else than a reader of the old ones:
+#: rules that skip, ticks that no tape can hold, and keys of the target that never had a source.
 HARMLESS = frozenset({Finding.SKIPPED, Finding.LATER, Finding.NOT_A_TICK, Finding.EXTRA})
 
 
