@@ -401,7 +401,7 @@ def test_help_is_quick_and_free_of_warnings(python_path: str) -> None:
     [
         ([], "--phase"),
         (["--phase", "nowhere"], "nowhere"),
-            (["--phase", "finish", "--execute"], "--yes"),
+        (["--phase", "finish", "--execute"], "--yes"),
         (["--phase", "historical", "--limit", "none"], "--limit"),
         (["--phase", "historical", "--limit", "-1"], "--limit"),
         (["--phase", "verify", "--dry-run"], "--dry-run"),

@@ -102,9 +102,7 @@ def _check_cluster(plan: Plan, reasons: list[str]) -> None:
     if any(db != 0 for db in (plan.target_db, *plan.source_dbs())):
         reasons.append("cluster: a cluster has database 0 only: give a plan with target_db = 0 and new names")
     else:
-        reasons.append(
-            "cluster: this is a node of a cluster, which has a part of the keys: it can be a --target only"
-        )
+        reasons.append("cluster: this is a node of a cluster, which has a part of the keys: it can be a --target only")
 
 
 def check_eviction(info: dict[str, str], reasons: list[str], warnings: list[str], harm: str) -> None:
