@@ -306,6 +306,17 @@ def test_every_phase_of_a_live_migration_is_a_phase_of_the_module(
         assert run(name, "--execute", *more) == 0
     assert run("status") == 0
     assert '"phase": "reads_switched"' in capsys.readouterr().out
+    dbs[2].set("volume_state:1", "by a straggler")
+    dbs[2].close()
+    assert run("verify", "--repair") == 3
+    assert "1 new keys differ and would be replaced" in capsys.readouterr().out
+    assert run("verify", "--repair", "--execute") == 0
+    assert run("pause") == run("resume") == run("throttle", "--set", "keys_per_s=5000") == 0
+    assert "keys_per_s = 5000" in capsys.readouterr().out
+    assert run("throttle", "--set", "keys=many") == 2
+    assert run("why", "--key", "volume_state:1") == 0
+    assert "made equal by a repair" in capsys.readouterr().out
+    assert run("why", "--key", "nobody's") == 2
     assert run("rollback", "--to", "planned", "--execute") == 0
     assert run("undo", "--execute") == 0
     assert dbs[1].dbsize() == 0

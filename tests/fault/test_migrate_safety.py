@@ -18,7 +18,6 @@ from onetape.errors import MemoryShort
 from onetape.migrate import Endpoint, Migration, Plan
 from onetape.migrate import state as states
 from onetape.migrate.pace import Pace
-from onetape.migrate.phase import Phase
 from onetape.migrate.slices import TEMPORARY
 from onetape.migrate.throttle import Settings
 from onetape.progress import Progress
@@ -194,15 +193,16 @@ def test_an_operator_s_pause_stands_a_run_still_and_resume_lets_it_go_on(
     client = redis.Redis(port=fresh_server.port, db=5)
     _many(client, 30_000, b"x")
     plan = Plan.load()
+    _migration(fresh_server, tmp_path).start(execute=True)
     with Endpoint.connect(fresh_server.url) as endpoint:
-        states.change(endpoint, plan, 0, phase=Phase.DUAL_WRITING, throttle={"keys_per_s": 8000})
+        begun = states.change(endpoint, plan, 1, throttle={"keys_per_s": 8000})
     told: list[str] = []
     counts: list[int] = []
 
     def operate() -> None:
         with Endpoint.connect(fresh_server.url) as endpoint:
             time.sleep(1.0)
-            paused = states.change(endpoint, plan, 1, paused=True, reason="lunch")
+            paused = states.change(endpoint, plan, begun.version, paused=True, reason="lunch")
             time.sleep(2.0)
             counts.append(_new(fresh_server).dbsize())
             time.sleep(0.5)

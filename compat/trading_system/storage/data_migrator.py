@@ -4,7 +4,8 @@
     python -m trading_system.storage.data_migrator --phase verify
 
 And, for a live migration, the phases of `onetape migrate`, each a dry run until --execute: dual-write (start),
-backfill, switch-reads, cutover, rollback, finish, undo; and status.
+backfill, verify (with --repair), switch-reads, cutover, rollback, finish, undo; pause, resume and throttle, which act
+at once; status, and why --key KEY.
 
 Exit codes: 0 done, or converged; 1 keys failed, or not proven; 2 refused, nothing was written; 3 converged, but with
 listed skips, or keys were left and named; 130 interrupted.
@@ -185,6 +186,10 @@ class SafeRedisConsolidator:
                 "rollback": migration.rollback,
                 "finish": migration.finish,
                 "undo": migration.undo,
+                "repair": migration.repair,
+                "pause": lambda execute: migration.pause(),
+                "resume": lambda execute: migration.resume(),
+                "throttle": lambda execute, settings: migration.throttle(settings),
             }
             move = commands[name](execute=execute, **options).to_dict()
         result = {"phase": move.pop("after"), **move}
@@ -308,11 +313,15 @@ def _text(ts_ns: int) -> str:
 
 _MOVED = ("historical", "backfill", "verify")
 _LIVE = ("dual-write", "start", "switch-reads", "cutover", "rollback", "finish", "undo")
+#: Settings of a live migration: they act at once.
+_SETTINGS = ("pause", "resume", "throttle")
 #: Errors before anything was written.
 _REFUSED = frozenset(
     {
         "ConfigInvalid",
         "GateRefused",
+        "LedgerBusy",
+        "LedgerUnusable",
         "OperatorBusy",
         "PhaseRefused",
         "PlanCollision",
@@ -331,7 +340,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done, or converged; 1 keys failed, or not proven; 2 refused, nothing was written; "
         "3 converged, with listed skips; 130 interrupted.",
     )
-    parser.add_argument("--phase", required=True, choices=[*_MOVED, *_LIVE, "status"], help="what to do")
+    parser.add_argument("--phase", required=True, choices=[*_MOVED, *_LIVE, *_SETTINGS, "status", "why"],
+                        help="what to do")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="count what would be migrated; write nothing")
     parser.add_argument("--limit", type=_limit, metavar="N", help="at most N keys a step")
     parser.add_argument("--execute", action="store_true", help="of a live migration: do it, not only say what it does")
@@ -339,6 +349,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--share", type=float, default=1.0, metavar="S", help="switch-reads: share of reads, 0 to 1")
     parser.add_argument("--force", action="store_true", help="cutover, rollback, finish: against the reasons")
     parser.add_argument("--volatile-ok", action="store_true", help="cutover: the server keeps nothing on disk")
+    parser.add_argument("--repair", action="store_true", help="verify: first make what differs equal, with --execute")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="throttle: a setting")
+    parser.add_argument("--key", metavar="KEY", help="why: the key, by its old or its new name")
     parser.add_argument("--yes", action="store_true", help="finish: the old keys may be removed")
     parser.add_argument("--redis-host", metavar="HOST", help="default: REDIS_HOST, else localhost")
     parser.add_argument("--redis-port", type=int, metavar="PORT", help="default: REDIS_PORT, else 6379")
@@ -352,6 +365,10 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
     )
     if given.phase in ("cutover", "rollback", "finish"):
         options["force"] = given.force
+    if given.phase == "throttle":
+        from onetape.cli.migrate.options import throttle_of
+
+        options["settings"] = throttle_of(given.set)
     if given.phase == "cutover":
         from onetape.migrate.gate import Limits
 
@@ -374,15 +391,20 @@ def main(args: Sequence[str] | None = None) -> int:
         parser.error("--dry-run and --limit belong to --phase historical: a verify only reads, and reads all")
     if given.phase == "finish" and given.execute and not given.yes:
         parser.error("--phase finish removes the old keys and cannot be undone: --yes says that you mean it")
+    if given.phase == "why" and given.key is None:
+        parser.error("--phase why asks for a key: --key KEY")
     from onetape import OnetapeError
 
     try:
         migrator = SafeRedisConsolidator(given.redis_host, given.redis_port)
         if given.phase == "verify":
-            return _print_verification(migrator.verify_migration())
+            repaired = _print_move(migrator._phase("repair", execute=given.execute)) if given.repair else 0
+            return _print_verification(migrator.verify_migration()) or repaired
         if given.phase == "status":
             return _print_status(migrator)
-        if given.phase in _LIVE:
+        if given.phase == "why":
+            return _print_why(migrator, given.key)
+        if given.phase in _LIVE or given.phase in _SETTINGS:
             return _print_move(migrator._phase(given.phase, execute=given.execute, **_options(given)))
         stats, report = migrator._historical(given.dry_run, given.limit, _progress())
         return _print_statistics(stats, report)
@@ -439,6 +461,18 @@ def _print_status(migrator: SafeRedisConsolidator) -> int:
     with migrator._migration(migrator._plan(), reads=True, tapeless=True) as migration:
         print(json.dumps(migration.status().to_dict(), indent=2, default=str))
     return 0
+
+
+def _print_why(migrator: SafeRedisConsolidator, key: str) -> int:
+    with migrator._migration(migrator._plan(), reads=True, tapeless=True) as migration:
+        found = migration.why(os.fsencode(key))
+    for reason in found:
+        facts = reason.to_dict()
+        told = f": {facts['error']}" if facts["error"] else ""
+        print(f"run {facts['run']}  {facts['at']}  {facts['outcome']}: {facts['key']} -> {facts['target']}{told}")
+    if not found:
+        print(f"error: the ledger knows no key {key!r}", file=sys.stderr)
+    return 0 if found else 2
 
 
 def _print_verification(result: dict[str, Any]) -> int:

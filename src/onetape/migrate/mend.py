@@ -65,16 +65,21 @@ class Mended(msgspec.Struct):
             if len(self.lost) < LISTED:
                 self.lost.append(f"{what}: {done.why}")
 
-    def lines(self, side: str) -> list[str]:
-        """Return it in words; `side` is the one that was written: "new" or "old"."""
+    def lines(self, side: str, *, would: bool = False) -> list[str]:
+        """Return it in words; `side` is the one that was written: "new" or "old". `would`: of a dry run."""
+        kept = "what they held is in the ledger"
         told = [
-            (self.counts["copied"], f"{side} keys that were missing are there"),
-            (self.counts["replaced"], f"{side} keys that differed are equal again; what they held is in the ledger"),
-            (self.counts["removed"], f"{side} keys that are gone on the other side were removed"),
-            (self.counts["left"], "keys were left as they are"),
-            (self.counts["failed"] + self.counts["busy"], "keys could not be made equal"),
-        ]
-        return [f"{number:,} {what}" for number, what in told if number]
+            ("copied", f"{side} keys that were missing are there", f"{side} keys are missing and would be copied"),
+            ("replaced", f"{side} keys that differed are equal again; {kept}",
+             f"{side} keys differ and would be replaced; the ledger would keep what they hold"),
+            ("removed", f"{side} keys that are gone on the other side were removed",
+             f"{side} keys are gone on the other side and would be removed"),
+            ("left", "keys were left as they are", "keys would be left as they are"),
+            ("failed", "keys could not be made equal", "keys could not be made equal"),
+        ]  # fmt: skip
+        counts = Counter(self.counts)
+        counts["failed"] += counts["busy"]
+        return [f"{counts[name]:,} {then if would else now}" for name, now, then in told if counts[name]]
 
     def to_dict(self) -> dict[str, object]:
         """Return it as plain data."""

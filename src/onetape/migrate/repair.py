@@ -30,7 +30,7 @@ def repair(helm: Helm, *, replace_newer: bool, discard: bool, execute: bool) -> 
         lines = [f"{towards} keys that differ are made what the {truth} ones are, for those are the truth in {phase}"]
         if not execute:
             found = _dry(helm, endpoint, towards, replace_newer)
-            lines += found.lines(towards) or ["nothing differs"]
+            lines += found.lines(towards, would=True) or ["nothing differs"]
             return planned("repair", now, phase, lines, found.left, facts=found.to_dict())
         with helm.lease("repair") as lease, helm.history(endpoint) as history, Ledger.open(helm.ledger_path) as ledger:
             if now is not None:

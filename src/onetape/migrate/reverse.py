@@ -83,7 +83,7 @@ def _dry(helm: Helm, endpoint: Endpoint, now: State, to: Phase, lines: list[str]
         with opened(helm) as ledger:
             found = Mend(helm.plan, endpoint, None, ledger, "old").run()
         facts = {"mend": found.to_dict()}
-        lines += found.lines("old")
+        lines += found.lines("old", would=True)
     return planned("rollback", now, to, lines, facts=facts)
 
 
