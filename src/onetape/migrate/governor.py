@@ -18,6 +18,7 @@ MACHINE_SHARE = 0.95
 #: The forecast counts from here on: before, what the server's buffers took weighs more than keys.
 FORECAST_KEYS_MIN = 20_000
 _KEY_BYTES, _MEASURED_KEYS_MIN = 500.0, 2000  # before as many were measured
+_WHOLE_TIMES = 1.25  # a copy may take a little more than its original
 _ON_THEIR_WAY = 1000  # keys that are sent, but perhaps not counted yet
 
 
@@ -78,8 +79,11 @@ class Governor:
         """About how many bytes a key takes in the server's memory, as far as it was measured."""
         return self._measured if self._keys >= _MEASURED_KEYS_MIN else _KEY_BYTES
 
-    def look(self, info: dict[str, str], left: int = 0, size: int = 0) -> None:
-        """Judge by what the server says; `left` keys are to go, `size` bytes come next. Raises MemoryShort."""
+    def look(self, info: dict[str, str], left: int = 0, size: int = 0, whole: int | None = None) -> None:
+        """Judge by what the server says; `left` keys are to go, `size` bytes come next. Raises MemoryShort.
+
+        `whole`: what the server copied from held when this began, which copies of it cannot be much more than.
+        """
         now = Memory.of(info)
         if self._first is None:
             self._first, self._held = now, now.held
@@ -105,7 +109,10 @@ class Governor:
             raise self._short(f"{_mib(now.used)} of {_mib(now.limit)} are used{wanted}", now)
         if self._keys < FORECAST_KEYS_MIN or not left:
             return
-        self.forecast_bytes = int(left * self._measured)
+        forecast = left * self._measured
+        if whole is not None:  # the first keys may be much bigger than those to go
+            forecast = min(forecast, max(0.0, _WHOLE_TIMES * whole - self._grown))
+        self.forecast_bytes = int(forecast)
         if self.forecast_bytes > self._room:
             raise self._short(
                 f"the {left:,} keys to go need about {_mib(self.forecast_bytes)}, at {self._measured:,.0f} bytes a key "

@@ -32,6 +32,7 @@ from onetape.migrate.endpoint import Endpoint, connect_again
 from onetape.migrate.finish import finish
 from onetape.migrate.gate import Limits
 from onetape.migrate.helm import Helm
+from onetape.migrate.history import History
 from onetape.migrate.ledger import Ledger
 from onetape.migrate.listing import Listing, Unmatched
 from onetape.migrate.move import Move
@@ -280,6 +281,10 @@ class Migration:
                     on_progress = _counting(told, on_progress)
                 began_ms = states.server_ms(reader) if live is not None else 0
                 sealing = stack.enter_context(self._sealing(ledger))
+                was_there = None
+                if live is None and ledger is not None:
+                    history = stack.enter_context(History(self.ledger_path, mode="r"))
+                    was_there = history.was_found if course.was_left(history) else None
                 result = verify(
                     reader,
                     self._seen,
@@ -291,6 +296,7 @@ class Migration:
                     on_progress=on_progress,
                     in_server=self.target_url is None,
                     sealing=sealing,
+                    was_there=was_there,
                 )
         finally:
             if ledger is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from onetape import clock
 from onetape.errors import ConfigInvalid, EndpointError
 from onetape.migrate.endpoint import Endpoint, ReplyError, is_lost, parse_info
-from onetape.migrate.governor import Governor
+from onetape.migrate.governor import Governor, Memory
 from onetape.migrate.latency import Latency
 from onetape.migrate.load import Load
 from onetape.migrate.plan import Plan
@@ -55,6 +55,7 @@ class Pace:
         self._base = throttle or Settings()
         self._throttle = Throttle(self._base)
         self._governor = Governor() if govern else None
+        self._whole: int | None = None  # bytes of the data copied from, as it began
         self._latency: Latency | None = None
         self._load = Load()
         self._now_ns = now_ns
@@ -215,10 +216,12 @@ class Pace:
         self._waited_s = 0.0
         throttle.feel(Felt(p99_ms, *seen), used=used)
         if self._governor is not None:
+            if self._whole is None and "used_memory" in info:
+                self._whole = Memory.of(info).held
             if self._connect_memory is not None:
                 self._memory = self._memory or self._connect_memory()
                 info = _info(self._memory, "memory", "stats")
-            self._governor.look(info, self.left, size)
+            self._governor.look(info, self.left, size, self._whole)
 
     def _take(self, state: State | None) -> None:
         self._state = state

@@ -32,6 +32,13 @@ from onetape.tape import Tape
 #: Told as the verify goes on: keys looked at so far, and about how many there are.
 Progress = Callable[[int, int], None]
 
+#: Whether a target, by its database and name, was there before our clients wrote both sides.
+WasThere = Callable[[int, bytes], bool]
+
+_BY_WHOM = (
+    "both sides were written for a while, so that the ledger cannot tell which is newer: "
+    "migrate start carries it over, or verify --repair --replace-newer"
+)
 _AGAIN = 1000
 _LOOKS_AT_EXTRA = 3
 #: Requests that the server has besides the one whose answer is worked on here.
@@ -54,18 +61,20 @@ def verify(
     in_server: bool = True,
     listed_max: int = 100,
     sealing: Ledger | None = None,
+    was_there: WasThere | None = None,
 ) -> Verification:
     """Compare every key that `plan` moves with its place, and return what that proves.
 
     `tape`: also check that ticks and bars are on it. `rounds`: how often at most a difference is looked at,
     `pause_s` apart. `sample`: only that many keys of each source database, and only from source to target.
     `in_server`: let the server decide equality by a script where it can. `listed_max`: differences and skips
-    put in words. `sealing`: a ledger in a run, to be told what equal pairs hold. Raises EndpointError,
+    put in words. `sealing`: a ledger in a run, to be told what equal pairs hold. `was_there`: whether a target was
+    there before both sides were written for a while; None where they never were, or are now. Raises EndpointError,
     LedgerUnusable.
     """
     started = time.monotonic()
     sealer = None if sealing is None else Sealer(endpoint, plan, sealing)
-    run = _Run(endpoint, plan, Checker(endpoint, plan, tape, in_server, sealer), on_progress, sealer)
+    run = _Run(endpoint, plan, Checker(endpoint, plan, tape, in_server, sealer), on_progress, sealer, was_there)
     for db in plan.source_dbs():
         run.sweep(db, sample)
     if sample is None:
@@ -108,7 +117,9 @@ class _Run:
         checker: Checker,
         on_progress: Progress | None,
         sealer: Sealer | None = None,
+        was_there: WasThere | None = None,
     ) -> None:
+        self._was_there = was_there
         self._endpoint = endpoint
         self._line = Line(endpoint)
         self._sealer = sealer
@@ -367,6 +378,10 @@ class _Run:
         if found.finding is Finding.DIFFERS and newest.error == DIGEST_OPEN:
             return None, ""
         if found.finding is Finding.DIFFERS and newest.outcome is Outcome.NEWER_TARGET_KEPT:
+            theirs = self._was_there is None or self._was_there(self._plan.target_db, found.target)
+            if newest.error is None and not theirs:
+                found.told += f"; {_BY_WHOM}"
+                return None, ""
             return Finding.NEWER_TARGET_KEPT, newest.error or "somebody newer wrote the target"
         if newest.outcome is Outcome.SKIPPED:
             return Finding.SKIPPED, newest.error or "skipped"

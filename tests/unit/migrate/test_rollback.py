@@ -255,3 +255,22 @@ def test_a_way_back_that_left_differences_takes_a_verify_before_the_next_cutover
     assert "no verify since" in reason
     live.migration.verify(pause_s=0)
     live.to(Phase.CUT_OVER)
+
+
+def test_after_a_way_back_no_verify_takes_our_own_older_writes_for_somebody_newer(live: LiveSystem) -> None:
+    live.new.set("ind:THEIRS:rsi", "there before")
+    live.old.set("indicators:THEIRS:rsi", "another")
+    live.to(Phase.BACKFILLED)
+    live.migration.verify(pause_s=0.1)
+    live.write("S1:rsi", "written to both sides after the digests were taken")
+    live.migration.rollback(to="planned", execute=True)
+    live.old.set("indicators:S1:rsi", "newer, under its old name alone")
+    assert live.migration.backfill().exit_code == 0
+    found = live.migration.verify(pause_s=0.1)
+    assert (found.verdict, len(found.differences), len(found.skips)) == ("not proven", 1, 1)
+    assert "migrate start carries it over" in found.differences[0]
+    assert "ind:THEIRS:rsi" in found.skips[0]
+    live.migration.start(execute=True)
+    assert live.new.get("ind:S1:rsi") == b"newer, under its old name alone"
+    assert live.new.get("ind:THEIRS:rsi") == b"there before"
+    assert live.migration.verify(pause_s=0.1).exit_code == 3

@@ -217,6 +217,16 @@ def test_it_stops_when_the_rest_will_not_fit() -> None:
     assert "900,000 keys to go" in str(caught.value)
 
 
+def test_big_keys_that_come_first_do_not_make_it_expect_more_than_there_is_to_copy() -> None:
+    governor = Governor()
+    governor.look(_info(20 * MIB), left=10**6, whole=20 * MIB)
+    governor.sent(FORECAST_KEYS_MIN, 0)
+    governor.look(_info(35 * MIB), left=980_000, whole=20 * MIB)  # 790 bytes a key so far
+    assert governor.forecast_bytes == 10 * MIB
+    with pytest.raises(MemoryShort):
+        governor.look(_info(35 * MIB), left=980_000, whole=200 * MIB)
+
+
 def test_live_writers_who_eat_the_room_stop_it_too() -> None:
     governor = Governor()
     governor.look(_info(10 * MIB))
