@@ -25,7 +25,19 @@ from onetape.migrate.dual.commands import word
 from onetape.migrate.dual.known import Known, Pair, pair
 from onetape.migrate.dual.look import big_ones, first_look, judge, second_look
 from onetape.migrate.dual.mapping import Mapped, Mapper, Part
-from onetape.migrate.dual.weave import Check, Facts, Look, Woven, alike, field_of, renamed, side_read, sides, weave
+from onetape.migrate.dual.weave import (
+    Check,
+    Facts,
+    Look,
+    Woven,
+    alike,
+    field_of,
+    renamed,
+    side_read,
+    sides,
+    trims_about,
+    weave,
+)
 from onetape.migrate.endpoint import pack
 from onetape.migrate.phase import Phase
 from onetape.migrate.plan import Plan
@@ -589,7 +601,8 @@ class Exchange:
             return False, None
         way, written, known, generation = part.way, part.written(), self.known, self.known.generation
         if way != "set" and not (way == "relative" and lane.frozen):
-            usual = way == "same" or (lane.frozen and way in ("timed", "expire", "claim"))
+            frozen = way in ("timed", "expire", "claim") or (way == "xadd" and not trims_about(part.args))
+            usual = way == "same" or (lane.frozen and frozen)
             if not usual or not all(key.route in known for key in part.keys):
                 return False, None
         home = self.names.db

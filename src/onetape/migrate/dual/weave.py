@@ -187,7 +187,7 @@ class _Loom:
             way = "set" if self._sets(part) else "copy"
         elif way == "timed":
             way = "same" if facts.frozen else "copy"
-        elif way == "xadd" and facts.frozen and "~" not in _trimming(part.args):
+        elif way == "xadd" and facts.frozen and not trims_about(part.args):
             way = "same"
         written = part.written()
         if way == "set":
@@ -398,6 +398,11 @@ def renamed(reply: Any, names: Mapping[Any, Any]) -> Any:
     return reply
 
 
+def trims_about(args: Sequence[Any]) -> bool:
+    """Return whether an XADD trims approximately, which two equal streams may do differently."""
+    return "~" in _trimming(args)
+
+
 def _trimming(args: Sequence[Any]) -> set[str]:
     """Return the words of an XADD that say how it trims."""
     return {"MAXLEN", "MINID", "~"} & {word(arg) for arg in args[2 : xadd_id_at(args)]}
@@ -414,4 +419,16 @@ def _at_moment(part: Part, now_ms: int) -> Part:
     return Part(part.command, args, part.db, part.form, "same", part.given, part.keys)
 
 
-__all__ = ["Check", "Facts", "Look", "Woven", "alike", "field_of", "renamed", "side_read", "sides", "weave"]
+__all__ = [
+    "Check",
+    "Facts",
+    "Look",
+    "Woven",
+    "alike",
+    "field_of",
+    "renamed",
+    "side_read",
+    "sides",
+    "trims_about",
+    "weave",
+]
