@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
 import redis
 import redis.asyncio
 
-from bench.measure import Line, Setting, beside, take_turns
+from bench.measure import Line, Setting, beside, share_time
 from onetape.embedded import EmbeddedServer
 from onetape.migrate import state as states
 from onetape.migrate.endpoint import Endpoint
@@ -24,7 +23,7 @@ _FIELDS = {f"field_{i}": f"{i}.25" for i in range(10)}
 
 def measure(setting: Setting) -> list[Line]:
     """Return the lines of reads, on a server of its own; rates of one client that waits for each reply."""
-    count = setting.scaled(5_000, 200)
+    count = setting.scaled(10_000, 200)
     plan = Plan.load()
     lines: list[Line] = []
     with EmbeddedServer() as server:
@@ -42,61 +41,57 @@ def measure(setting: Setting) -> list[Line]:
 
 
 def _lines(setting: Setting, port: int, name: str, count: int) -> list[Line]:
-    keys = [f"indicators:SYM{i}:rsi" for i in range(_KEYS)]
-    hashes = [f"indicators:SYM{i}:macd" for i in range(_KEYS)]
     lines = []
     with redis.Redis(port=port, db=5) as plain, ReaderRedis(port=port, db=5) as reader:
-        for what, ways in {
-            "GET": (_each(plain.get, keys, count), _each(reader.get, keys, count)),
-            "HGETALL": (_each(plain.hgetall, hashes, count), _each(reader.hgetall, hashes, count)),
-            "a pipeline of 100 GET": (_piped(plain, keys, count), _piped(reader, keys, count)),
-        }.items():
-            figures = take_turns({"theirs": ways[0], "ours": ways[1]}, setting.runs)
-            lines.append(beside(f"{what}, {name}", "reads/s", figures["ours"], "redis-py", figures["theirs"]))
-    figures = take_turns(
-        {"theirs": lambda: asyncio.run(_async(redis.asyncio.Redis, port, keys, count)),
-         "ours": lambda: asyncio.run(_async(AsyncReaderRedis, port, keys, count))},
-        setting.runs,
-    )  # fmt: skip
-    lines.append(beside(f"asyncio GET, {name}", "reads/s", figures["ours"], "redis-py", figures["theirs"]))
+        for what, read in _READS.items():
+            lines += _shared(setting, f"{what}, {name}", read, plain, reader, count)
+        lines += _shared(setting, f"a pipeline of 100 GET, {name}", _piped, plain, reader, count // 100)
+    with asyncio.Runner() as runner:
+        waiting, awaited = redis.asyncio.Redis(port=port, db=5), AsyncReaderRedis(port=port, db=5)
+        lines += _shared(
+            setting, f"asyncio, 100 GET, {name}", lambda client, i: runner.run(_hundred(client, i)),
+            waiting, awaited, count // 100,
+        )  # fmt: skip
+        runner.run(waiting.aclose())
+        runner.run(awaited.aclose())
     return lines
 
 
-def _each(read: Callable[[str], Any], keys: list[str], count: int) -> Callable[[], float]:
-    def run() -> float:
-        read(keys[0])
-        started = time.perf_counter()
-        for i in range(count):
-            if not read(keys[i % _KEYS]):
-                raise RuntimeError(f"nothing at {keys[i % _KEYS]}")
-        return count / (time.perf_counter() - started)
-
-    return run
+def _shared(
+    setting: Setting, name: str, read: Callable[[Any, int], Any], plain: Any, reader: Any, count: int
+) -> list[Line]:
+    for client in (plain, reader):
+        read(client, 0)
+    ways = {"theirs": lambda i: read(plain, i), "ours": lambda i: read(reader, i)}
+    figures = share_time(ways, count, max(1, count // 50), setting.runs)
+    return [beside(name, "calls/s", figures["ours"], "redis-py, old names", figures["theirs"])]
 
 
-def _piped(client: redis.Redis, keys: list[str], count: int) -> Callable[[], float]:
-    def run() -> float:
-        client.get(keys[0])
-        started = time.perf_counter()
-        for at in range(0, count, 100):
-            with client.pipeline(transaction=False) as pipe:
-                for i in range(at, at + 100):
-                    pipe.get(keys[i % _KEYS])
-                if not all(pipe.execute()):
-                    raise RuntimeError("a key is missing")
-        return count / (time.perf_counter() - started)
-
-    return run
+def _get(client: Any, i: int) -> None:
+    if not client.get(f"indicators:SYM{i % _KEYS}:rsi"):
+        raise RuntimeError("a key is missing")
 
 
-async def _async(kind: type[redis.asyncio.Redis], port: int, keys: list[str], count: int) -> float:
-    async with kind(port=port, db=5) as client:
-        await client.get(keys[0])
-        started = time.perf_counter()
-        for i in range(count):
-            if not await client.get(keys[i % _KEYS]):
-                raise RuntimeError(f"nothing at {keys[i % _KEYS]}")
-        return count / (time.perf_counter() - started)
+def _hgetall(client: Any, i: int) -> None:
+    if not client.hgetall(f"indicators:SYM{i % _KEYS}:macd"):
+        raise RuntimeError("a key is missing")
+
+
+_READS: dict[str, Callable[[Any, int], None]] = {"GET": _get, "HGETALL": _hgetall}
+
+
+def _piped(client: Any, i: int) -> None:
+    with client.pipeline(transaction=False) as pipe:
+        for at in range(100 * i, 100 * i + 100):
+            pipe.get(f"indicators:SYM{at % _KEYS}:rsi")
+        if not all(pipe.execute()):
+            raise RuntimeError("a key is missing")
+
+
+async def _hundred(client: Any, i: int) -> None:
+    for at in range(100 * i, 100 * i + 100):
+        if not await client.get(f"indicators:SYM{at % _KEYS}:rsi"):
+            raise RuntimeError("a key is missing")
 
 
 def _fill(port: int) -> None:
