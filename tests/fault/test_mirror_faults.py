@@ -255,10 +255,11 @@ def test_a_mirror_beside_a_backfill_and_a_dual_writer_ends_equal(server: Embedde
 
     old = redis.Redis(port=server.port, db=5)
     old.mset({f"old:{1000 + i}": i for i in range(3000)})
-    m.begin(server.url)
+    migration = Migration(server.url, plan=m.PLAN, ledger_path=tmp_path / "ledger")
+    migration.start(execute=True)
     with m.mirroring(server.url, tmp_path) as running:
         with storm(server.port, 8):
-            report = Migration(server.url, plan=m.PLAN, ledger_path=tmp_path / "ledger").backfill()
+            report = migration.backfill()
         running.swept()
         assert report.exit_code in (0, 1)
         assert m.differences(server.url) == []
