@@ -98,6 +98,27 @@ def test_the_whole_way_from_dry_run_to_verified(
         assert "copied: db 5 indicators:S1:rsi -> ind:ta:S1:rsi (indicators), expires 20" in capsys.readouterr().out
 
 
+def test_a_report_ends_with_the_code_of_its_verdict_also_for_another_server(
+    old: EmbeddedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onetape.open("market_data.db").close()
+    assert main(["migrate", "report", "--ledger", "none"]) == 2
+    assert main(["migrate", "backfill"]) == 0
+    assert main(["migrate", "report"]) == 1
+    assert "verdict: not proven" in capsys.readouterr().out
+    assert main(["migrate", "verify"]) == 0
+    assert main(["migrate", "report"]) == 0
+    with EmbeddedServer() as other:
+        away = ["--target", other.url, "--ledger", "away", "--tape", "away.db"]
+        onetape.open("away.db").close()
+        assert main(["migrate", "backfill", *away]) == 0
+        assert main(["migrate", "verify", *away]) == 0
+        _target(old).flushdb()  # that the other server is looked at shows where this one has nothing
+        capsys.readouterr()
+        assert main(["migrate", "report", *away, "--json"]) == 0
+        assert _out(capsys)["target"]["address"].endswith(str(other.port))
+
+
 def test_limit_and_step_bound_what_is_done(old: EmbeddedServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["migrate", "backfill", "--limit", "3", "--step", "indicators", "--no-tape", "--json"]) == 0
     assert _out(capsys)["totals"] == {"copied": 3}

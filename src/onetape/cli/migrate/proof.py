@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from onetape.cli.migrate.options import (
     PlanFile,
     Redis,
     ReportDir,
+    Target,
     TargetDb,
     migration_of,
     opened_tape,
@@ -35,6 +37,7 @@ def report(
     check: Annotated[
         Path | None, typer.Option("--check", metavar="FILE", help="Only check that a report was not altered.")
     ] = None,
+    target: Target = None,
     report_dir: ReportDir = None,
     json: Json = False,
 ) -> None:
@@ -43,6 +46,7 @@ def report(
     Old keys, new keys and tape are held against each other by symbol and day. Only reads.
     """
     from onetape.migrate.proof import check_proof, make_proof
+    from onetape.migrate.remote.connect import connect_target
 
     if check is not None:
         found = check_proof(check)
@@ -54,15 +58,23 @@ def report(
         return
     settings = settings_of(redis, plan_file, target_db, ledger, tape, report_dir)
     with opened_tape(settings, no_tape, "r") as opened:
-        migration = migration_of(settings, opened)
-        with migration.helm.connect(writable=False) as endpoint:
+        migration = migration_of(settings, opened, target=target)
+        with migration.helm.connect(writable=False) as endpoint, ExitStack() as stack:
+            other = None if target is None else stack.enter_context(connect_target(target, writable=False))
             proof = make_proof(
-                endpoint, migration.helm.plan, migration.status(), tape=opened, sign=sign, notes=note or ()
+                endpoint,
+                migration.helm.plan,
+                migration.status(),
+                tape=opened,
+                target=other,
+                sign=sign,
+                notes=note or (),
             )
     paths = proof.save(settings.reports_dir)
     if json:
         typer.echo(output.json_line({"json": str(paths.json), "page": str(paths.page), **proof.to_dict()}))
-        return
+        raise typer.Exit(proof.exit_code)
     typer.echo(output.plain(f"verdict: {proof.content['verdict']}"))
     typer.echo(f"report: {paths.json}")
     typer.echo(f"page: {paths.page}")
+    raise typer.Exit(proof.exit_code)
