@@ -506,7 +506,8 @@ def test_a_path_that_cannot_be_is_said(project: Path, wrong: str) -> None:
 
 def test_the_example_of_the_documentation_runs(project: Path, python_path: str) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "predecessors.md"
-    (block,) = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (block,) = (block for block in blocks if "import minhos" in block or "from minhos" in block)
     env = {**os.environ, "PYTHONPATH": python_path}
     done = subprocess.run([sys.executable, "-W", "error", "-c", block], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
