@@ -16,7 +16,7 @@ import pytest
 
 from onetape import embedded
 from onetape.embedded import EmbeddedServer, free_port, server_binaries
-from onetape.migrate.endpoint import Endpoint, parse_info
+from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.remote import Cluster
 
 BINARIES = server_binaries()
@@ -116,7 +116,8 @@ def service() -> Iterator[tuple[Sentinel, EmbeddedServer, EmbeddedServer]]:
         replica = stack.enter_context(_Replica(binary("redis"), follow))
         sentinel = stack.enter_context(Sentinel(master, "prices"))
         wait_for(lambda: b"master_link_status:up" in ask(replica, "INFO"), "the replica follows")
-        wait_for(lambda: _replicas(sentinel) == 1, "the sentinel knows the replica")
+        # Until the sentinel has asked the replica itself, it would not promote it.
+        wait_for(lambda: _fit(sentinel), "the sentinel knows the replica and its link", 30)
         yield sentinel, master, replica
 
 
@@ -128,10 +129,20 @@ class _Replica(EmbeddedServer):
         return self
 
 
-def _replicas(sentinel: Sentinel) -> int:
-    with Endpoint.connect(sentinel.url) as endpoint:
-        info = parse_info(endpoint.call("INFO", "sentinel"))
-    return int(info["master0"].partition("slaves=")[2].partition(",")[0])
+def _fit(sentinel: Sentinel) -> bool:
+    """Return whether the sentinel knows one replica, and knows that it follows."""
+    (told,) = ask(sentinel, "SENTINEL", "REPLICAS", sentinel.service_url().rpartition("/")[2])
+    facts = dict(zip(told[::2], told[1::2], strict=True))
+    return facts[b"master-link-status"] == b"ok" and facts[b"flags"] == b"slave"
+
+
+def promoted(sentinel: Sentinel, replica: EmbeddedServer) -> bool:
+    """Return whether a failover is over: the sentinel names the replica, and the replica is a master.
+
+    Between the two it still names the old master, which takes writes and then loses them by becoming a replica.
+    """
+    named = ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", sentinel.service_url().rpartition("/")[2])
+    return int(named[1]) == replica.port and ask(replica, "ROLE")[0] == b"master"
 
 
 class Proxy:

@@ -12,7 +12,7 @@ import redis
 from redis.sentinel import Sentinel as Sentinels
 from tests.fault.live_storm import Storm, dual, new_name, operating, settle, storming
 from tests.fault.test_live_kills import again, converged
-from tests.other_servers import ask, service, wait_for
+from tests.other_servers import promoted, service, wait_for
 from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
@@ -243,7 +243,7 @@ def test_writers_behind_a_sentinel_go_on_with_the_new_master_in_every_phase(tmp_
             live.old.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
             wait_for(_caught_up(master), "the replica has all that was taken")
             master.kill()
-            wait_for(lambda: ask(replica, "ROLE")[0] == b"master", "the replica is promoted", 30)
+            wait_for(lambda: promoted(sentinel, replica), "the replica is promoted", 30)
             storm.more(5)
             server = live.server
             live = LiveSystem(replica, tmp_path)

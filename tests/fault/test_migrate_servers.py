@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from tests.other_servers import Proxy, ask, binary, cluster_of, service, wait_for
+from tests.other_servers import Proxy, ask, binary, cluster_of, promoted, service, wait_for
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import EndpointError
@@ -125,7 +125,7 @@ def test_a_master_that_steps_down_alive_is_not_written_to(tmp_path: Path, source
         at = At("acted", 10, lambda: ask(sentinel, "SENTINEL", "FAILOVER", "prices"))
         url = sentinel.service_url()
         _run(Migration(source.url, target_url=url, plan=_plan(1), ledger_path=tmp_path / "l", at=at))
-        wait_for(lambda: ask(replica, "ROLE")[0] == b"master", "the replica is promoted")
+        wait_for(lambda: promoted(sentinel, replica), "the replica is promoted")
         assert at.done
         _converges(Migration(source.url, target_url=url, plan=_plan(1), ledger_path=tmp_path / "l"))
         assert redis.Redis(port=replica.port, db=1).dbsize() == KEYS
