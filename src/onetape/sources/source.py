@@ -6,8 +6,8 @@
         tape.append(delivery.records, cursor=…)
 
 A **delivery** is what arrived at once. Its cursor is the source's own position behind it, written in the transaction
-that stores its records, so that a restart neither loses nor doubles. A live source gives at least one delivery a second,
-an empty one where there was nothing: an empty delivery says "connected, and nothing happened".
+that stores its records, so that a restart neither loses nor doubles. A live source gives at least one delivery a
+second, an empty one where there was nothing: that says "connected, and nothing happened".
 """
 
 from __future__ import annotations
