@@ -9,6 +9,15 @@ The file is `onetape.toml` in the working directory, or the one that ONETAPE_CON
     retention_days = 30            # or "none": keep everything
     target_db = 1
 
+    [web]
+    port = 8080
+
+    [services.charts]
+
+    [[source]]
+    kind = "scid"
+    path = "/sierra/Data/ESZ6.scid"
+
 Paths in the file are relative to the file. Every name is also a variable of the environment: ONETAPE_REDIS_URL.
 """
 
@@ -20,7 +29,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from onetape.errors import ConfigInvalid
@@ -34,6 +43,25 @@ _REDIS_PLACE = ("REDIS_HOST", "REDIS_PORT")
 
 def _none_in_words(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() in ("none", "forever") else value
+
+
+class WebSettings(BaseModel):
+    """The page and its API. An address that is not this machine's own needs a token."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    #: What a browser or a program has to show; None: nobody is asked.
+    token: str | None = Field(None, min_length=16, repr=False)
+    #: Pages of other origins that may use the API, such as "https://desk.example".
+    origins: tuple[str, ...] = ()
+    frames_per_s: float = Field(20, gt=0, le=20)
+    clients_max: int = Field(2000, ge=1)
+    symbols_per_client_max: int = Field(500, ge=1)
+    message_bytes_max: int = Field(65536, ge=1024)
+    requests_per_s: float = Field(50, gt=0)
 
 
 class Settings(BaseSettings):
@@ -63,6 +91,15 @@ class Settings(BaseSettings):
     target_db: int | None = Field(None, ge=0)
     #: A plan file, or the name of a plan that onetape ships.
     plan: str = "trading_system"
+    #: Tables of `onetape serve`: where records come from; the kinds of sources say what each takes.
+    source: tuple[dict[str, Any], ...] = ()
+    #: Which services run, by name, with what each takes: `[services.market_data]`. None: all, with their defaults.
+    services: dict[str, dict[str, Any]] | None = None
+    web: WebSettings = WebSettings()
+    #: What `onetape serve` says of itself: lines for people, or JSON lines.
+    log: Literal["plain", "json"] = "plain"
+    #: How long `onetape serve` may take to come to its end, s.
+    drain_s: float = Field(20, gt=0)
 
     @field_validator("redis_url")
     @classmethod
@@ -138,6 +175,7 @@ def _file_values(path: Path | None) -> dict[str, Any]:
 def _invalid(error: ValidationError, given: dict[str, Any]) -> ConfigInvalid:
     problem = error.errors(include_url=False)[0]
     name = str(problem["loc"][0])
+    inner = ".".join(str(part) for part in problem["loc"][1:])
     if name in given:
         where = name
     elif os.environ.get(PREFIX + name.upper()):
@@ -146,11 +184,12 @@ def _invalid(error: ValidationError, given: dict[str, Any]) -> ConfigInvalid:
         where = " and ".join(_REDIS_PLACE)
     else:
         where = f"{_file()}: {name}"
+    where += f".{inner}" if inner else ""
     if problem["type"] == "extra_forbidden":
-        return ConfigInvalid(
-            f"{where}: there is no such setting", hint=f"settings are {', '.join(sorted(Settings.model_fields))}"
-        )
-    shown = "redis://…" if name == "redis_url" else repr(problem["input"])  # a URL may hold a password
+        known = WebSettings.model_fields if inner else Settings.model_fields
+        return ConfigInvalid(f"{where}: there is no such setting", hint=f"settings are {', '.join(sorted(known))}")
+    secret = name == "redis_url" or inner == "token"  # a URL may hold a password
+    shown = "…" if secret else repr(problem["input"])
     why = str(problem["msg"]).removeprefix("Value error, ")
     return ConfigInvalid(
         f"{where} = {shown}: {why[:1].lower()}{why[1:]}",
