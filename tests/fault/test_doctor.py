@@ -241,7 +241,9 @@ def test_zeroed_pages_are_found_wherever_they_are(path):
     whole = path.read_bytes()
     page = int.from_bytes(whole[16:18], "big")
     before = _everything(path)
-    for number in random.Random(3).sample(range(1, len(whole) // page), 40):
+    last = len(whole) // page
+    # The page that the newest rows end in too: what stands behind a payload is lost without its first page being so.
+    for number in {*random.Random(3).sample(range(1, last), 30), *range(last - 10, last)}:
         raw = bytearray(whole)
         raw[number * page : (number + 1) * page] = bytes(page)
         path.write_bytes(raw)

@@ -21,6 +21,9 @@ _INSERT = (
     "INSERT INTO chunk(kind, symbol_id, symbol_min, symbol_max, seal, ts_min, ts_max, seq_min, seq_max, count,"
     " sealed_ns, encoding, payload) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
+#: Whether a row may hold records of symbol {}. Its bounds stand behind the payload: lost with a page they are zero, and
+#: the chunk is read, so that its checksum tells, instead of being passed over.
+_MAY_HOLD = f"(symbol_id != {MIXED} OR symbol_max = 0 OR {{}} BETWEEN symbol_min AND symbol_max)"
 _COLUMNS = "id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encoding, payload"
 
 
@@ -153,7 +156,7 @@ def overlapping(
     """
     found = connection.execute(
         f"SELECT {_COLUMNS} FROM chunk WHERE kind = ?1 AND symbol_id IN (?2, {MIXED}) AND ts_max >= ?3 AND ts_max < ?4"
-        f" AND ts_min < ?5 AND seq_min <= ?6 AND (symbol_id != {MIXED} OR ?2 BETWEEN symbol_min AND symbol_max)"
+        f" AND ts_min < ?5 AND seq_min <= ?6 AND {_MAY_HOLD.format('?2')}"
         " ORDER BY ts_min",
         (kind, symbol_id, start_ns, min(end_ns + DAY_NS, _END), end_ns, _END if as_of is None else as_of),
     ).fetchall()  # a damaged chunk must not leave the statement, and with it the read transaction, open
@@ -274,7 +277,7 @@ def newest(
     cursors = [
         connection.cursor().execute(
             f"SELECT {_COLUMNS} FROM chunk WHERE kind = ?1 AND symbol_id = ?2"
-            f" AND (?2 != {MIXED} OR ?3 BETWEEN symbol_min AND symbol_max) ORDER BY ts_max DESC",
+            f" AND {_MAY_HOLD.format('?3')} ORDER BY ts_max DESC",
             (kind, which, symbol_id),
         )
         for which in (symbol_id, MIXED)
