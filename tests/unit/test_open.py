@@ -3,6 +3,8 @@
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from typing import ClassVar
 
 import apsw
@@ -456,3 +458,25 @@ def test_power_durability_syncs_the_log_at_every_commit_and_process_durability_d
                 act(i)
             assert len([name for name in _CountingFile.syncs if name.endswith("-wal")]) == 10 * syncs_a_commit
     vfs.unregister()
+
+
+def test_a_reader_that_opens_while_the_file_is_locked_for_a_moment_waits(tmp_path):
+    path = tmp_path / "t.db"
+    onetape.open(path).close()
+    code = (
+        "import apsw, sys, time\n"
+        "locker = apsw.Connection(sys.argv[1])\n"
+        "locker.pragma('journal_mode', 'delete')\n"  # what the last one to close does to the log, held for longer
+        "locker.execute('BEGIN EXCLUSIVE')\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(0.3)\n"
+        "locker.execute('ROLLBACK')\n"
+    )
+    locker = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert locker.stdout.readline() == "locked\n"
+        with onetape.open(path, mode="r") as tape:
+            assert tape.symbols() == []
+    finally:
+        locker.kill()
+        locker.wait()

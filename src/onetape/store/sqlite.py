@@ -98,9 +98,8 @@ def connect(
     if not folder:
         raise TapeUnusable(f"no folder {path.parent}", hint="create it, or check the path")
     try:
-        connection = _open(path, mode)
+        connection = _open(path, mode, busy_timeout_ms)
         try:
-            connection.set_busy_handler(patience(busy_timeout_ms))
             logged = _logged(path)
             if logged:  # until it is known to be ours, it must not reach the file
                 connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
@@ -116,15 +115,18 @@ def connect(
     return connection
 
 
-def _open(path: Path, mode: str) -> apsw.Connection:
+def _open(path: Path, mode: str, busy_timeout_ms: int) -> apsw.Connection:
+    """Return a connection that is patient from its first look: the last to close a tape locks it for a moment."""
     if mode == "rw":
         connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        connection.set_busy_handler(patience(busy_timeout_ms))
         if connection.readonly("main"):
             connection.close()
             raise TapeReadOnly(f"{path} may not be written", hint='make it writable, or open it with mode="r"')
         return connection
     flags = apsw.SQLITE_OPEN_READONLY
     connection = apsw.Connection(str(path), flags=flags)
+    connection.set_busy_handler(patience(busy_timeout_ms))
     try:
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
         return connection
@@ -135,7 +137,9 @@ def _open(path: Path, mode: str) -> apsw.Connection:
             raise
         # A folder that may not be written and no log: nobody is writing, so the file can be read as it is.
         uri = path.absolute().as_uri() + "?immutable=1"
-        return FrozenConnection(uri, flags=flags | apsw.SQLITE_OPEN_URI)
+        frozen = FrozenConnection(uri, flags=flags | apsw.SQLITE_OPEN_URI)
+        frozen.set_busy_handler(patience(busy_timeout_ms))
+        return frozen
 
 
 class FrozenConnection(apsw.Connection):
@@ -146,6 +150,10 @@ def frozen_facts(path: Path) -> tuple[int, int, bool]:
     """Return what changes when somebody does write to such a tape after all."""
     facts = path.stat()
     return facts.st_mtime_ns, facts.st_size, layout.wal_path(path).exists()
+
+
+#: How long a short look from the outside waits for a lock, ms.
+_LOOK_MS = 2_000
 
 
 def patience(timeout_ms: int) -> Callable[[int], bool]:
@@ -196,6 +204,7 @@ def misfit(path: Path) -> str | None:
         return None
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
+        connection.set_busy_handler(patience(_LOOK_MS))
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.execute("BEGIN")
         return wal.misfit(connection, path)
