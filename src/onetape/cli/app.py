@@ -26,7 +26,9 @@ from onetape.cli import (
     names,
     query,
     rehearse,
+    serve,
     sql,
+    top,
     watch,
 )
 from onetape.cli.output import plain
@@ -104,6 +106,8 @@ app.command("latest")(query.latest)
 app.command("history")(query.history)
 app.command("bars")(bars.bars)
 app.command("tail", epilog=query.TAIL_ENDS)(query.tail)
+app.command("top")(top.top)
+app.command("serve")(serve.serve)
 app.command("sql", epilog=sql.TABLES)(sql.sql)
 app.command("symbols")(query.symbols)
 app.command("stats")(query.stats)

@@ -53,7 +53,7 @@ class Daemon:
             recent_per_symbol=settings.recent_per_symbol,
             memory_bytes=settings.memory_bytes,
         )
-        wanted = dict.fromkeys(services.KINDS, {}) if settings.services is None else settings.services
+        wanted = {name: {} for name in services.KINDS} if settings.services is None else settings.services
         unknown = next((name for name in wanted if name not in services.KINDS), None)
         if unknown is not None:
             services.make(unknown, {}, self.tape)  # raises
@@ -98,9 +98,7 @@ class Daemon:
             self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def _start(self) -> None:
-        await self._started(
-            Supervised(f"source:{name}", self._source(name), once=True) for name in self._sources
-        )
+        await self._started(Supervised(f"source:{name}", self._source(name), once=True) for name in self._sources)
         await self._started(Supervised(f"service:{name}", _service(made)) for name, made in self.services.items())
         if self.settings.web.enabled:
             await self._started([Supervised("web", self._web)])

@@ -117,7 +117,7 @@ class Supervised:
                 why = str(error)
             except OSError as error:
                 why = str(error) or type(error).__name__
-            except Exception as error:  # noqa: BLE001  (one part's defect ends none of the others)
+            except Exception as error:  # (one part's defect ends none of the others)
                 log.exception("%s: a defect", self.name)
                 why = f"{type(error).__name__}: {error}"
             if loop.time() - began >= HELD_S:
