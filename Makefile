@@ -4,7 +4,9 @@
 #   make check   ruff, mypy --strict, the layers
 #   make bench   the benchmarks, beside their peers (QUICK=1 for a smoke run)
 #   make pictures  the pictures of docs/reading_history.md, drawn anew
-#   make apt     Debian's redis-server, so that the tests run against it too (needs root)
+#   make demo-web  a whole system on replayed ticks: sources, services and the page, until Ctrl-C
+#   make screenshots  the pictures of the web page, taken anew by its tests
+#   make apt     Debian's redis-server and chromium, so that the tests run against them too (needs root)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,9 +20,9 @@ endif
 JOBS ?= auto
 TESTS ?= tests
 
-.PHONY: help setup demo test check bench pictures apt clean
+.PHONY: help setup demo demo-web screenshots test check bench pictures apt clean
 help:
-	@sed -n '2,8p' Makefile | cut -c3-
+	@sed -n '2,10p' Makefile | cut -c3-
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "onetape needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
@@ -42,6 +44,13 @@ setup: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/onetape demo $(DEMO)
 	$(BIN)/onetape demo --migrate
+	@echo "To see a whole system live, with its web page: make demo-web"
+
+demo-web: $(VENV)/.installed
+	$(BIN)/onetape demo --web $(DEMO)
+
+screenshots: $(VENV)/.tests
+	ONETAPE_PICTURES=1 $(BIN)/python -m pytest tests/browser
 
 test: $(VENV)/.tests
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
@@ -68,7 +77,7 @@ pictures: $(VENV)/.tests
 
 apt:
 	apt-get update -qq
-	apt-get install -y -qq redis-server
+	apt-get install -y -qq redis-server chromium
 
 clean:
 	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
