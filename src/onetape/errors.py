@@ -8,6 +8,7 @@ OnetapeError
 │   └── GapUnknown           a continuous future cannot be adjusted: two contracts have no common trade
 ├── InvalidRecord            a record the tape refuses; names index, field and value
 ├── ImportInvalid            a file to import that cannot be read as described
+├── SourceRefused            the other side of a source says no, and not to come back
 ├── ExportFailed             a file that could not be written; nothing of it is left
 ├── TapeError                the file of the tape
 │   ├── TapeMissing          opened for reading, but there is no file
@@ -108,6 +109,10 @@ class InvalidRecord(OnetapeError, ValueError):
 
 class ImportInvalid(OnetapeError, ValueError):
     """A file to import that cannot be read as described; names file, line and column."""
+
+
+class SourceRefused(OnetapeError):
+    """The other side of a source says no, and not to come back: a log-on, a file. Trying again would not help."""
 
 
 class ExportFailed(OnetapeError):

@@ -1,0 +1,273 @@
+"""The DTC source: ticks of several symbols from one connection, their order books, and after a gap what was missed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from onetape.clock import now_ns
+from onetape.errors import ConfigInvalid, SourceRefused
+from onetape.record import Tick
+from onetape.sources.dtc import messages as dtc
+from onetape.sources.dtc.connection import Connection, Moved, Unwelcome
+from onetape.sources.dtc.depth import Depth
+from onetape.sources.dtc.encoding import Message
+from onetape.sources.dtc.fill import Fill
+from onetape.sources.dtc.history import HistoryServer
+from onetape.sources.dtc.layout import Malformed
+from onetape.sources.dtc.market import TRADES, Market
+from onetape.sources.dtc.place import Place, decode, encode
+from onetape.sources.source import Backoff, Delivery, Reconnecting
+
+if TYPE_CHECKING:
+    from onetape.sources.book import Book
+
+_NS = 1_000_000_000
+
+#: A connection that lasted this long, s, was a good one: the next wait is short again.
+GOOD_S = 10.0
+
+
+class DtcSource(Reconnecting):
+    """Trades and quotes of `symbols` from a DTC server; order books where `depth` levels are asked for.
+
+    symbols: name on the tape → (name at the server, its exchange). history: the server that fills gaps; None: gaps are
+    said to be missing. history_days: how far back to begin where there is no cursor.
+    """
+
+    kind = "dtc"
+    lost = (OSError, EOFError, Malformed)
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        symbols: Mapping[str, tuple[str, str]],
+        *,
+        user: str = "",
+        password: str = "",
+        encoding: int = dtc.BINARY,
+        heartbeat_s: int = 10,
+        connect_s: float = 10.0,
+        depth: int = 0,
+        history: HistoryServer | None = None,
+        history_days: float = 0.0,
+        backoff: Backoff | None = None,
+        clock: Callable[[], int] = now_ns,
+    ) -> None:
+        if not symbols:
+            raise ConfigInvalid(f"source {name}: no symbols", hint='say which, such as symbols = ["ESZ6"]')
+        super().__init__(name, backoff=backoff, clock=clock)
+        self._address = (host, port)
+        self._symbols = dict(symbols)
+        self._user, self._password = user, password
+        self._encoding, self._heartbeat_s, self._connect_s = encoding, heartbeat_s, connect_s
+        self._depth, self._history, self._history_days = depth, history, history_days
+        self._places: dict[str, Place] = {}
+        self._spans: dict[str, tuple[int, int]] = {}  # what the fill of this connection is to cover
+        self._alive_ns: int | None = None  # when the server was last heard, of this process's connections
+        self._away_ns: int | None = None  # since when the server says that its own feed is away
+        self.books: dict[str, Book] = {}
+        if depth:
+            from onetape.sources.book import Book
+
+            self.books = {symbol: Book() for symbol in symbols}
+
+    def resume(self, cursor: str | None) -> None:
+        """Go on behind the trades that this cursor knows; gaps are filled where there is a history server."""
+        self._places = {} if cursor is None else decode(cursor)
+        super().resume(cursor)
+
+    def _session(self) -> Iterator[Delivery]:
+        host, port = self._address
+        connection = Connection(host, port, connect_s=self._connect_s, heartbeat_s=self._heartbeat_s)
+        began = time.monotonic()
+        fill = None
+        try:
+            chosen = connection.agree(self._encoding)
+            welcome = connection.log_on(user=self._user, password=self._password)
+            self._facts["server"], self._facts["encoding"] = welcome["ServerName"], chosen
+            ids = self._subscribe(connection)
+            session = _Session(self, ids, bool(welcome["MarketDepthUpdatesBestBidAndAsk"]))
+            missing = self._gap()
+            fill = self._fill(missing)
+            self._tell(state="live", trouble=None)
+            good = False
+            while not self.stopped:
+                if not good and time.monotonic() - began > GOOD_S:
+                    self._backoff.reset()
+                    good = True
+                taken = connection.receive(0.05 if fill and not fill.done else 0.5)
+                self._alive_ns = self._clock()
+                delivery = session.deliver(taken, fill, missing, connection)
+                missing = []
+                yield delivery
+                self._facts["unknown_messages"] = connection.unknown
+            connection.log_off("the client ends")
+        except Moved as error:
+            self._address = _address(error.address, port)
+            raise
+        except Unwelcome as error:
+            raise SourceRefused(f"source {self.name}: {error}", hint="check user and password of the server") from error
+        finally:
+            if fill is not None:
+                fill.close()
+            connection.close()
+            for book in self.books.values():
+                book.clear()
+
+    def _subscribe(self, connection: Connection) -> dict[int, str]:
+        ids = dict(enumerate(self._symbols, start=1))
+        for number, symbol in ids.items():
+            theirs, exchange = self._symbols[symbol]
+            wanted = {"RequestAction": dtc.SUBSCRIBE, "SymbolID": number, "Symbol": theirs, "Exchange": exchange}
+            connection.send(dtc.MARKET_DATA_REQUEST, wanted)
+            if self._depth:
+                connection.send(dtc.DEPTH_REQUEST, {**wanted, "NumLevels": self._depth})
+        return ids
+
+    def _gap(self) -> list[tuple[str, int, int]]:
+        """Of which span nothing was heard, between the connection before and this one."""
+        now, before = self._clock(), self._alive_ns
+        if before is None or now <= before:
+            return []
+        return [(symbol, before, now) for symbol in self._symbols]
+
+    def _fill(self, missing: list[tuple[str, int, int]]) -> Fill | None:
+        """Begin to ask history for what is behind the places; what it will tell is not missing yet."""
+        if self._history is None:
+            return None
+        places = {symbol: place for symbol, place in self._places.items() if symbol in self._symbols}
+        if self._history_days > 0:
+            start = self._clock() // _NS - int(self._history_days * 86400)
+            places = {symbol: places.get(symbol) or Place(start) for symbol in self._symbols}
+        if not places:
+            return None
+        theirs = {symbol: self._symbols[symbol] for symbol in places}
+        self._spans = {symbol: (start, end) for symbol, start, end in missing}
+        missing[:] = [span for span in missing if span[0] not in places]
+        return Fill(self._history, places, theirs, source=self.name, clock=self._clock)
+
+
+class _Session:
+    """What one connection's messages become."""
+
+    def __init__(self, source: DtcSource, ids: dict[int, str], quotes_by_depth: bool) -> None:
+        self._source = source
+        self._ids = ids
+        self._markets = {number: Market(symbol, source.name, source._clock) for number, symbol in ids.items()}
+        self._first_second: dict[str, int] = {}  # in which the live trades began, perhaps in its middle
+        self._begun: set[str] = set()  # symbols whose place goes on without a break into the live trades
+        self._depth = Depth({number: source.books[symbol] for number, symbol in ids.items() if symbol in source.books})
+        self._quotes_by_depth = quotes_by_depth
+        self._dropped = 0
+        self._refused = 0
+
+    def deliver(
+        self,
+        messages: list[Message],
+        fill: Fill | None,
+        missing: list[tuple[str, int, int]],
+        connection: Connection,
+    ) -> Delivery:
+        """Return what these messages and the fill have by now."""
+        source, ticks, moved = self._source, [], False
+        missing, covers = list(missing), []
+        for number, fields in messages:
+            tick = self._take(number, fields, missing, connection)
+            if tick is None:
+                continue
+            if number in TRADES:
+                self._first_second.setdefault(tick.symbol, tick.ts_event_ns // _NS)
+                if fill is not None and fill.hold(tick):
+                    continue
+                self._advance(tick)
+                moved = True
+            ticks.append(tick)
+        if fill is not None:
+            for part in fill.parts():
+                source._places[part.symbol] = part.place
+                if part.joined is not None:
+                    if part.joined:
+                        self._begun.add(part.symbol)
+                    for tick in part.ticks:
+                        self._advance(tick)
+                    span = source._spans.get(part.symbol)
+                    if part.joined:
+                        self._fact("filled_ns", part.symbol, source._clock())
+                        covers += [(part.symbol, *span)] if span else []
+                    else:
+                        self._fact("not_filled", part.symbol, part.why)
+                        start = part.place.second * _NS
+                        end = part.ticks[0].ts_event_ns if part.ticks else source._clock()
+                        missing.append((part.symbol, start, max(start + 1, end)))
+                moved = moved or bool(part.ticks)
+                ticks += part.ticks
+        refused = sum(market.refused for market in self._markets.values())
+        source._count(refused=refused - self._refused)
+        self._refused = refused
+        cursor = encode(source._places) if moved else None
+        return Delivery(ticks, cursor=cursor, covers=covers, missing=missing)
+
+    def _advance(self, tick: Tick) -> None:
+        second = tick.ts_event_ns // _NS
+        first = self._first_second[tick.symbol]
+        places = self._source._places
+        if tick.symbol not in self._begun:
+            self._begun.add(tick.symbol)
+            if tick.symbol not in places or second == places[tick.symbol].second:
+                places[tick.symbol] = Place(second, whole=False)
+        places[tick.symbol].advance(tick, whole=second > first)
+
+    def _take(
+        self, number: int, fields: dict[str, Any], missing: list[tuple[str, int, int]], connection: Connection
+    ) -> Tick | None:
+        source = self._source
+        if number == dtc.HEARTBEAT:
+            dropped = fields["NumDroppedMessages"]
+            source._count(dropped=max(0, dropped - self._dropped))
+            self._dropped = max(dropped, self._dropped)
+        elif number == dtc.FEED_STATUS:
+            self._feed_status(fields["Status"], missing)
+        elif number in (dtc.MARKET_DATA_REJECT, dtc.DEPTH_REJECT):
+            symbol = self._ids.get(fields["SymbolID"])
+            if symbol is not None:
+                kind = "rejected" if number == dtc.MARKET_DATA_REJECT else "depth_rejected"
+                self._fact(kind, symbol, fields["RejectText"] or "no reason given")
+        elif "SymbolID" in fields:
+            market = self._markets.get(fields["SymbolID"])
+            if market is None:
+                source._count(refused=1)
+                return None
+            depth = self._depth.take(number, fields)
+            if depth is None:
+                return market.take(number, fields)
+            if depth.whole and self._quotes_by_depth:
+                return market.best(depth.bid, depth.ask, depth.ts_ns)
+        return None
+
+    def _fact(self, kind: str, symbol: str, value: Any) -> None:
+        facts = self._source._facts
+        facts[kind] = {**facts.get(kind, {}), symbol: value}  # a new one: others may be reading the old
+
+    def _feed_status(self, status: int, missing: list[tuple[str, int, int]]) -> None:
+        source = self._source
+        if status == dtc.FEED_UNAVAILABLE:
+            source._away_ns = source._away_ns or source._clock()
+            source._tell(trouble="the server says that its own feed is away")
+        elif status == dtc.FEED_AVAILABLE and source._away_ns is not None:
+            since, source._away_ns = source._away_ns, None
+            source._tell(trouble=None)
+            missing += [(symbol, since, max(since + 1, source._clock())) for symbol in self._ids.values()]
+
+
+def _address(text: str, port: int) -> tuple[str, int]:
+    """The host and port of "host:port" or "host". Raises Malformed."""
+    host, colon, number = text.rpartition(":")
+    if not colon:
+        host, number = text, str(port)
+    if not host or not number.isdecimal() or not 0 < int(number) < 65536:
+        raise Malformed(f"the server says to connect to {text!r:.80}, which is no address")
+    return host, int(number)
