@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from onetape.sources.book import Book, BookSnapshot
+from onetape.sources.book import Level as BookLevel
 from onetape.sources.dtc import messages as dtc
+from onetape.sources.dtc.layout import Malformed
 from onetape.sources.dtc.market import as_printed, seconds_to_ns
 
-if TYPE_CHECKING:
-    from onetape.sources.book import Book
+#: A snapshot has at most this many levels.
+LEVELS_MAX = 100_000
 
 _SNAPSHOTS = {dtc.DEPTH_SNAPSHOT, dtc.DEPTH_SNAPSHOT_FLOAT}
 _UPDATES = {dtc.DEPTH_UPDATE, dtc.DEPTH_UPDATE_FLOAT, dtc.DEPTH_UPDATE_NO_TIMESTAMP}
@@ -31,6 +34,7 @@ class Depth:
 
     def __init__(self, books: Mapping[int, Book]) -> None:
         self._books = books
+        self._gathered: dict[int, dict[str, list[BookLevel]]] = {}
         self.refused = 0
 
     def take(self, number: int, fields: dict[str, Any]) -> Level | None:
@@ -41,31 +45,51 @@ class Depth:
         if book is None:
             return Level(False, None, None, None)
         ts_ns = _time(number, fields)
-        whole = fields.get("FinalUpdateInBatch", dtc.BATCH_FALSE) in (0, dtc.BATCH_TRUE)
         if number in _SNAPSHOTS:
-            first = bool(fields.get("IsFirstMessageInBatch")) or fields.get("FinalUpdateInBatch") == dtc.BATCH_BEGIN
-            whole = bool(fields.get("IsLastMessageInBatch")) or fields.get("FinalUpdateInBatch") == dtc.BATCH_TRUE
-            if first or (number == dtc.DEPTH_SNAPSHOT_FLOAT and fields["Level"] == 1 and fields["Side"] == dtc.AT_BID):
-                book.clear(ts_ns)
-        self._put(number, fields, book, ts_ns)
-        if not whole:
+            return self._snapshot(number, fields, book, ts_ns)
+        level = self._level(number, fields)
+        if level is not None:
+            side, made = level
+            gone = fields["UpdateType"] == dtc.DELETE_LEVEL
+            book.set_level(side, made.price, 0.0 if gone else made.size, made.orders, ts_ns)
+        if fields["FinalUpdateInBatch"] in (dtc.BATCH_FALSE, dtc.BATCH_BEGIN):
             return Level(False, None, None, ts_ns)
-        bids, asks = book.bids(), book.asks()
-        return Level(True, bids[0][:2] if bids else None, asks[0][:2] if asks else None, ts_ns)
+        return _best(book, ts_ns)
 
-    def _put(self, number: int, fields: dict[str, Any], book: Book, ts_ns: int | None) -> None:
+    def _snapshot(self, number: int, fields: dict[str, Any], book: Book, ts_ns: int | None) -> Level:
+        """Gather a snapshot; the book becomes it in one step, with its last level."""
+        key = fields["SymbolID"]
+        if fields.get("IsFirstMessageInBatch") or fields.get("FinalUpdateInBatch") == dtc.BATCH_BEGIN:
+            self._gathered.pop(key, None)
+        gathered = self._gathered.setdefault(key, {"bid": [], "ask": []})
+        level = self._level(number, fields)
+        if level is not None and level[1].size:
+            gathered[level[0]].append(level[1])
+        if sum(map(len, gathered.values())) > LEVELS_MAX:
+            raise Malformed(f"a snapshot of more than {LEVELS_MAX} levels")
+        if not fields.get("IsLastMessageInBatch") and fields.get("FinalUpdateInBatch") != dtc.BATCH_TRUE:
+            return Level(False, None, None, ts_ns)
+        del self._gathered[key]
+        book.replace(BookSnapshot(ts_ns or book.at_ns, tuple(gathered["bid"]), tuple(gathered["ask"])))
+        return _best(book, ts_ns)
+
+    def _level(self, number: int, fields: dict[str, Any]) -> tuple[Literal["bid", "ask"], BookLevel] | None:
         price, size, side = fields["Price"], fields["Quantity"], fields["Side"]
         if side not in (dtc.AT_BID, dtc.AT_ASK):
             if number in _UPDATES or size:  # an empty book is told by a level of no side
                 self.refused += 1
-            return
+            return None
         if number in _FLOATS:
             price, size = as_printed(price), as_printed(size)
         if not isfinite(price) or not isfinite(size) or size < 0 or abs(price) >= dtc.FLOAT_UNSET:
             self.refused += 1
-            return
-        gone = number in _UPDATES and fields["UpdateType"] == dtc.DELETE_LEVEL
-        book.set_level("bid" if side == dtc.AT_BID else "ask", price, 0.0 if gone else size, fields["NumOrders"], ts_ns)
+            return None
+        return "bid" if side == dtc.AT_BID else "ask", BookLevel(price, size, fields["NumOrders"])
+
+
+def _best(book: Book, ts_ns: int | None) -> Level:
+    bid, ask = book.best()
+    return Level(True, bid[:2] if bid else None, ask[:2] if ask else None, ts_ns)
 
 
 def _time(number: int, fields: dict[str, Any]) -> int | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, SourceRefused
 from onetape.record import Tick
+from onetape.sources.book import Book
 from onetape.sources.dtc import messages as dtc
 from onetape.sources.dtc.connection import Connection, Moved, Unwelcome
 from onetape.sources.dtc.depth import Depth
@@ -19,9 +20,6 @@ from onetape.sources.dtc.layout import Malformed
 from onetape.sources.dtc.market import TRADES, Market
 from onetape.sources.dtc.place import Place, decode, encode
 from onetape.sources.source import Backoff, Delivery, Reconnecting
-
-if TYPE_CHECKING:
-    from onetape.sources.book import Book
 
 _NS = 1_000_000_000
 
@@ -67,17 +65,15 @@ class DtcSource(Reconnecting):
         self._depth, self._history, self._history_days = depth, history, history_days
         self._places: dict[str, Place] = {}
         self._spans: dict[str, tuple[int, int]] = {}  # what the fill of this connection is to cover
+        self._told_cursor: str | None = None
         self._alive_ns: int | None = None  # when the server was last heard, of this process's connections
         self._away_ns: int | None = None  # since when the server says that its own feed is away
-        self.books: dict[str, Book] = {}
-        if depth:
-            from onetape.sources.book import Book
-
-            self.books = {symbol: Book() for symbol in symbols}
+        self.books: dict[str, Book] = {symbol: Book() for symbol in symbols} if depth else {}
 
     def resume(self, cursor: str | None) -> None:
         """Go on behind the trades that this cursor knows; gaps are filled where there is a history server."""
         self._places = {} if cursor is None else decode(cursor)
+        self._told_cursor = cursor
         super().resume(cursor)
 
     def _session(self) -> Iterator[Delivery]:
@@ -205,10 +201,13 @@ class _Session:
                         missing.append((part.symbol, start, max(start + 1, end)))
                 moved = moved or bool(part.ticks)
                 ticks += part.ticks
-        refused = sum(market.refused for market in self._markets.values())
+        refused = sum(market.refused for market in self._markets.values()) + self._depth.refused
         source._count(refused=refused - self._refused)
         self._refused = refused
         cursor = encode(source._places) if moved else None
+        if cursor == source._told_cursor:  # only trades older than the place
+            cursor = None
+        source._told_cursor = cursor or source._told_cursor
         return Delivery(ticks, cursor=cursor, covers=covers, missing=missing)
 
     def _advance(self, tick: Tick) -> None:

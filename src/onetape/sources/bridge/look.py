@@ -1,0 +1,277 @@
+"""The look: one message of a bridge, and what of it is news.
+
+A bridge tells a symbol's state: last trade, quote, session so far, in spellings of its own. `read()` makes a `Look` of
+a message, `Watch.news()` a tick of what it says that the look before did not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from math import isfinite
+from typing import Any
+
+import msgspec
+
+from onetape.clock import to_ns
+from onetape.errors import ConfigInvalid
+from onetape.record import BUY, SELL, TS_MAX_NS, UNKNOWN, Tick
+
+#: Our field → its spellings, in small letters, without anything but letters and digits; the first that is there counts.
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "symbol": ("symbol", "ticker", "instrument"),
+    "when": ("timestamp", "datetime", "time", "ts"),
+    "price": ("close", "price", "last", "lastprice", "lasttradeprice"),
+    "open": ("open", "sessionopen", "openprice", "dailyopen"),
+    "high": ("high", "sessionhigh", "highprice", "dailyhigh"),
+    "low": ("low", "sessionlow", "lowprice", "dailylow"),
+    "bid": ("bid", "bidprice"),
+    "ask": ("ask", "askprice"),
+    "bid_size": ("bidsize", "bidquantity"),
+    "ask_size": ("asksize", "askquantity"),
+    "size": ("lastsize", "lasttradesize", "lasttradevolume", "tradesize", "size"),
+    "volume": ("volume", "totalvolume", "sessionvolume", "dailyvolume"),
+    "vwap": ("vwap",),
+    "trades": ("trades", "numtrades", "numberoftrades", "sessionnumtrades"),
+    "side": ("side", "aggressor", "atbidorask"),
+    "source": ("source",),
+}
+
+_TEXTS = ("symbol", "when", "side", "source")
+_PRICES = ("price", "open", "high", "low", "bid", "ask", "vwap")
+_SIDES = {"buy": BUY, "b": BUY, "ask": BUY, "sell": SELL, "s": SELL, "bid": SELL}
+
+
+class LookInvalid(ValueError):
+    """A message that says nothing that can be kept; why."""
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """A symbol's state as one message tells it. placeholders: how many prices were 0, which is none."""
+
+    symbol: str | None = None
+    ts_ns: int | None = None
+    price: float | None = None
+    size: float | None = None
+    bid: float | None = None
+    ask: float | None = None
+    bid_size: float | None = None
+    ask_size: float | None = None
+    side: int = UNKNOWN
+    open: float | None = None
+    high: float | None = None
+    low: float | None = None
+    volume: float | None = None
+    vwap: float | None = None
+    trades: int | None = None
+    source: str | None = None
+    placeholders: int = 0
+
+    @property
+    def trade(self) -> tuple[float | None, ...]:
+        """What is said of the last trade."""
+        return self.price, self.size
+
+    @property
+    def quote(self) -> tuple[float | None, ...]:
+        """What is said of the quote."""
+        return self.bid, self.ask, self.bid_size, self.ask_size
+
+    def key(self) -> str:
+        """A digest of time and content: equal for equal states."""
+        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=12).hexdigest()
+
+
+def read(message: Any) -> Look:
+    """Return what a message says. Numbers may be text, times Unix seconds (or ms, µs, ns by their size) or ISO 8601.
+
+    Raises LookInvalid for what is no object, has neither price nor quote, or has a value that is none.
+    """
+    if isinstance(message, Mapping) and isinstance(message.get("data"), Mapping):
+        message = {**{name: value for name, value in message.items() if name != "data"}, **message["data"]}
+    if not isinstance(message, Mapping):
+        raise LookInvalid(f"no object: {message!r:.60}")
+    spelled = {_plain(name): value for name, value in message.items() if value is not None and value != ""}
+    found: dict[str, Any] = {}
+    placeholders = 0
+    for field, spellings in SPELLINGS.items():
+        value = next((spelled[name] for name in spellings if name in spelled), None)
+        if value is None:
+            continue
+        if field in _TEXTS:
+            found[field] = value
+            continue
+        number = _number(field, value)
+        if number == 0.0 and field in _PRICES:
+            placeholders += 1
+            continue
+        found[field] = number
+    if "price" not in found:
+        found.pop("size", None)
+    if not {"price", "bid", "ask"} & found.keys() and not placeholders:
+        raise LookInvalid("neither a price nor a quote")
+    when, side, trades = found.pop("when", None), found.pop("side", None), found.pop("trades", None)
+    for field in ("symbol", "source"):
+        if field in found and not isinstance(found[field], str):
+            raise LookInvalid(f"{field} = {found[field]!r:.60}")
+    return Look(
+        **found,
+        ts_ns=None if when is None else time_ns(when),
+        side=_SIDES.get(str(side).lower(), UNKNOWN),
+        trades=None if trades is None else int(trades),
+        placeholders=placeholders,
+    )
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """What a cursor keeps of a look: its key, and what tells a trade from one that was told before."""
+
+    key: str
+    price: float | None = None
+    size: float | None = None
+    volume: float | None = None
+    trades: int | None = None
+    ts_ns: int | None = None
+
+
+_TRADE = ("price", "size", "volume", "trades", "ts_ns")
+
+
+class Watch:
+    """One symbol's last look: tells what is new in the next.
+
+    Counts `repeats` (the same state again), `placeholders` (prices of 0) and `unseen` (volume that went by between two
+    polls, by the bridge's own counter).
+    """
+
+    def __init__(self, symbol: str, source: str, known: Known | None = None) -> None:
+        self.symbol = symbol
+        self.repeats = self.placeholders = 0
+        self.unseen = 0.0
+        self._source = source
+        self._known_key = known.key if known else None  # of the last look of the connection before
+        self._before = Look(**{name: getattr(known, name) for name in _TRADE}) if known else None
+        self._restored = known is not None
+
+    @property
+    def known(self) -> Known | None:
+        """The last look, as a cursor keeps it."""
+        before = self._before
+        if before is None:
+            return None
+        key = self._known_key if self._restored and self._known_key else before.key()
+        return Known(key, *(getattr(before, name) for name in _TRADE))
+
+    def reconnected(self) -> None:
+        """Say that the next look may be the one before again: many bridges begin with the state there is."""
+        known = self.known
+        self._known_key = known.key if known else None
+
+    def news(self, look: Look, now_ns: int, *, polled: bool) -> Tick | None:
+        """Return what is new as a tick, None where nothing is.
+
+        Polling gives the same state again and again: a repeat is nothing new. Pushed messages are events: two equal
+        ones are two, but for the first of a connection. A quote that moved beside a trade that did not (by the
+        bridge's own volume or number of trades, or without them by price and size) is a quote alone.
+        """
+        self.placeholders += look.placeholders
+        before, known_key = self._before, self._known_key
+        self._before, self._known_key, self._restored = look, None, False
+        if (known_key is not None and look.key() == known_key) or (polled and before is not None and look == before):
+            self.repeats += 1
+            return None
+        traded = look.price is not None and (before is None or self._traded(before, look, polled=polled))
+        quoted = any(value is not None for value in (look.bid, look.ask))
+        if not traded and not quoted:
+            return None
+        if not traded and polled and before is not None and look.quote == before.quote:
+            return None
+        return Tick(
+            self.symbol,
+            now_ns if look.ts_ns is None else look.ts_ns,
+            price=look.price if traded else None,
+            size=look.size if traded else None,
+            bid=look.bid,
+            ask=look.ask,
+            bid_size=look.bid_size,
+            ask_size=look.ask_size,
+            side=look.side if traded else UNKNOWN,
+            open=look.open,
+            high=look.high,
+            low=look.low,
+            volume=look.volume,
+            vwap=look.vwap,
+            trades=look.trades,
+            source=look.source or self._source,
+            ts_recv_ns=now_ns,
+        )
+
+    def _traded(self, before: Look, look: Look, *, polled: bool) -> bool:
+        """Whether there was a trade between two looks."""
+        if look == before:
+            return not polled
+        if look.trade != before.trade:
+            self._count_unseen(before, look)
+            return True
+        if look.volume is not None and before.volume is not None:
+            self._count_unseen(before, look)
+            return look.volume != before.volume
+        if look.trades is not None and before.trades is not None:
+            return look.trades != before.trades
+        return (
+            look.ts_ns != before.ts_ns and look.quote == before.quote
+        )  # something happened, and nothing else can have
+
+    def _count_unseen(self, before: Look, look: Look) -> None:
+        if look.volume is not None and before.volume is not None and look.size is not None:
+            self.unseen += max(0.0, look.volume - before.volume - look.size)
+
+
+def time_ns(value: Any) -> int:
+    """Return a bridge's time as ns. A number is Unix seconds; from 1e11 on ms, from 1e14 on µs, from 1e17 on ns."""
+    if isinstance(value, str) and not _is_number(value):
+        try:
+            ns = to_ns(value, "timestamp")
+        except ConfigInvalid as error:
+            raise LookInvalid(f"timestamp = {value!r:.60}") from error
+    else:
+        exact = _decimal("timestamp", value)
+        shift = 9 if exact < 10**11 else 6 if exact < 10**14 else 3 if exact < 10**17 else 0
+        if exact > TS_MAX_NS:
+            raise LookInvalid(f"timestamp = {value!r:.60}")
+        ns = int(exact.scaleb(shift).to_integral_value(ROUND_HALF_EVEN))
+    if not 0 <= ns <= TS_MAX_NS:
+        raise LookInvalid(f"timestamp = {value!r:.60}")
+    return ns
+
+
+def _is_number(text: str) -> bool:
+    try:
+        Decimal(text)
+    except InvalidOperation:
+        return False
+    return True
+
+
+def _decimal(field: str, value: Any) -> Decimal:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise LookInvalid(f"{field} = {value!r:.60}")
+    try:
+        exact = Decimal(value.replace(",", "") if isinstance(value, str) else repr(value))
+    except InvalidOperation as error:
+        raise LookInvalid(f"{field} = {value!r:.60}") from error
+    if not exact.is_finite():
+        raise LookInvalid(f"{field} = {value!r:.60}")
+    return exact
+
+
+def _number(field: str, value: Any) -> float:
+    number = float(_decimal(field, value))
+    if not isfinite(number):
+        raise LookInvalid(f"{field} = {value!r:.60}")
+    return number
+
+
+def _plain(name: Any) -> str:
+    return "".join(letter for letter in str(name).lower() if letter.isalnum())
