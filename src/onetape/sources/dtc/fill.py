@@ -20,7 +20,7 @@ from onetape.errors import SourceRefused
 from onetape.record import Tick
 from onetape.sources.dtc import history
 from onetape.sources.dtc.layout import Malformed
-from onetape.sources.dtc.place import Place, unseen
+from onetape.sources.dtc.place import Place, met, unseen
 
 _NS = 1_000_000_000
 
@@ -151,12 +151,12 @@ class Fill:
             if not self._going_on():
                 return
             with self._lock:
-                waiting, first = len(self._held[symbol].ticks), self._held[symbol].first_second
-            if waiting > self._held_max:
+                live, first = list(self._held[symbol].ticks), self._held[symbol].first_second
+            if len(live) > self._held_max:
                 why = f"more than {self._held_max} live trades waited for the history"
                 break
             if not why and first is not None:
-                if place.second >= first:
+                if met(live, place.second, told, first):
                     break
                 why = "the history ends before the live trades begin"
         self._put(Part(symbol, [], _copy(place), joined=not why, why=why, told=told))

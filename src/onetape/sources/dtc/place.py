@@ -70,11 +70,23 @@ def unseen(live: Sequence[Tick], second: int, told: Sequence[Tick], first_second
     same = [tick for tick in live if tick.ts_event_ns // _NS == second]
     if second > first_second:
         return same[len(told) :] + later
-    seen, new = [what(tick) for tick in told], [what(tick) for tick in same]
+    return same[_common(told, same) :] + later
+
+
+def met(live: Sequence[Tick], second: int, told: Sequence[Tick], first_second: int) -> bool:
+    """Return whether history, as unseen() takes it, reaches the live trades: nothing can lie between them."""
+    if second != first_second:
+        return second > first_second
+    return _common(told, [tick for tick in live if tick.ts_event_ns // _NS == second]) > 0
+
+
+def _common(told: Sequence[Tick], live: Sequence[Tick]) -> int:
+    """How many trades end the one and begin the other."""
+    seen, new = [what(tick) for tick in told], [what(tick) for tick in live]
     for common in range(min(len(seen), len(new)), 0, -1):
         if seen[-common:] == new[:common]:
-            return same[common:] + later
-    return same + later
+            return common
+    return 0
 
 
 def encode(places: dict[str, Place]) -> str:
