@@ -16,7 +16,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 _KERNEL_BYTES = 131_072
 #: After a message that is refused, what still comes is read and thrown away for so long, s: a connection that is
 #: closed with data unread is reset, and the reason would be lost with it.
-_LINGER_S = 2.0
+_LINGER_S = 5.0
+#: And no longer than until nothing came for so long, s.
+_QUIET_S = 0.25
 
 
 def framed(message: bytes) -> bytes:
@@ -33,6 +35,7 @@ class Protocol(WebSocketsSansIOProtocol):
     """One connection. Its scope has itself under extensions, "onetape"."""
 
     _draining = False
+    _drained = 0
 
     def connection_made(self, transport: Any) -> None:
         """Bound what the kernel keeps for the other side."""
@@ -64,7 +67,9 @@ class Protocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read, or throw away what comes behind a refused message."""
-        if not self._draining:
+        if self._draining:
+            self._drained += 1
+        else:
             super().data_received(data)
 
     def handle_parser_exception(self) -> None:
@@ -80,4 +85,10 @@ class Protocol(WebSocketsSansIOProtocol):
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(_LINGER_S, self.transport.close)
+        self._linger(-1, self.loop.time() + _LINGER_S)
+
+    def _linger(self, drained: int, until: float) -> None:
+        if self._drained == drained or self.loop.time() >= until:
+            self.transport.close()
+        else:
+            self.close_timer = self.loop.call_later(_QUIET_S, self._linger, self._drained, until)
