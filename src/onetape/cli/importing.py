@@ -79,6 +79,12 @@ def import_files(
     allow_cut: Annotated[
         bool, typer.Option("--allow-cut", help="Of a file that ends too early, take what is whole.")
     ] = False,
+    multiplier: Annotated[
+        str, typer.Option(metavar="DECIMAL", help="Prices are this many times what the file says.")
+    ] = "1",
+    tick_size: Annotated[
+        str | None, typer.Option("--tick-size", metavar="DECIMAL", help="Prices are multiples of it: snapped exactly.")
+    ] = None,
     repeats: Annotated[
         Repeats, typer.Option(help="Of a session that comes twice under two dates: refuse, import once, or keep both.")
     ] = Repeats.REFUSE,
@@ -104,6 +110,8 @@ def import_files(
         at=at,
         as_path=as_path,
         allow_cut=allow_cut,
+        multiplier=multiplier,
+        tick_size=tick_size,
         repeats=repeats.value,
         on_invalid=on_invalid.value,
     )

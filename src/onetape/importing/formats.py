@@ -43,6 +43,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     local times. mapping, kind, interval, time_format: as CsvOptions says them, for files of named columns.
     at: when what the file says was so, where it says no time (as to_ns takes it). as_path: what the file's path would
     be in the vendor's own folder, where that says what it holds.
+    multiplier, tick_size: decimals; prices are this many times what the file says, and multiples of the tick size.
     allow_cut: of a file that ends too early, take what is whole. repeats: of a session that comes twice under two
     names, "refuse" both, import it "once", or "keep" both. on_invalid: "raise" stores nothing of a file with a
     record the tape refuses; "quarantine" stores the good ones and keeps the bad ones with their reasons.
@@ -58,6 +59,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     at: str | None = None
     as_path: str | None = None
     allow_cut: bool = False
+    multiplier: str = "1"
+    tick_size: str | None = None
     repeats: Literal["refuse", "once", "keep"] = "refuse"
     on_invalid: Literal["raise", "quarantine"] = "raise"
 
@@ -182,6 +185,7 @@ def known() -> tuple[Format, ...]:
         lean,
         predecessor,
         recordings,
+        scid,
     )  # formats stand on this module
 
     return (
@@ -193,6 +197,7 @@ def known() -> tuple[Format, ...]:
         recordings.FORMAT,
         dukascopy.FORMAT,
         kite.FORMAT,
+        scid.FORMAT,
     )
 
 
