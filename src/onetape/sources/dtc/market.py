@@ -203,8 +203,12 @@ def seconds_to_ns(seconds: float) -> int | None:
 
 
 def as_printed(value: float) -> float:
-    """Return a float32 as its shortest decimal text says: what was meant, where it was a price in decimals."""
-    if not isfinite(value) or (value * 256.0).is_integer():
+    """Return a float32 as its shortest decimal text says: what was meant, where it was a price in decimals.
+
+    Whole numbers stay as they are, and so do multiples of 1/256, as bonds are priced, while float32 has room for finer
+    ones: above 2048 they are as likely what is left of a decimal.
+    """
+    if not isfinite(value) or float(value).is_integer() or (abs(value) < 2048 and (value * 256.0).is_integer()):
         return value
     for digits in (6, 7, 8):
         meant = float(f"{value:.{digits}g}")

@@ -184,6 +184,7 @@ class _Session:
             ticks.append(tick)
         if fill is not None:
             for part in fill.parts():
+                start = part.place.second * _NS
                 source._places[part.symbol] = part.place
                 if part.joined is not None:
                     if part.joined:
@@ -196,7 +197,6 @@ class _Session:
                         covers += [(part.symbol, *span)] if span else []
                     else:
                         self._fact("not_filled", part.symbol, part.why)
-                        start = part.place.second * _NS
                         end = part.ticks[0].ts_event_ns if part.ticks else source._clock()
                         missing.append((part.symbol, start, max(start + 1, end)))
                 moved = moved or bool(part.ticks)
