@@ -33,8 +33,9 @@ class Counter(Source):
         self._tell(state="live")
         while self.at < {TOTAL} and not self.stopped:
             count = min(random.choice((1, 1, 3, 20, 400)), {TOTAL} - self.at)
-            ticks = [Tick("ESZ6", 1_700_000_000_000_000_000 + n, float(n), 1.0) for n in range(self.at, self.at + count)]
-            ids = [b"id%d" % n for n in range(self.at, self.at + count)] if by_id else None
+            span = range(self.at, self.at + count)
+            ticks = [Tick("ESZ6", 1_700_000_000_000_000_000 + n, float(n), 1.0) for n in span]
+            ids = [b"id%d" % n for n in span] if by_id else None
             self.at += count
             yield Delivery(ticks, ids=ids, cursor=str(self.at))
             time.sleep(random.choice((0, 0, 0.002)))

@@ -112,6 +112,19 @@ def import_csv(
     return [job.result(dry_run=tape is None) for job in jobs]
 
 
+def read_csv(path: str | os.PathLike[str], options: CsvOptions) -> Generator[tuple[int, Any]]:
+    """Yield what a CSV file holds as (rows, data), in its order: columns for append_table(), or a list of Bars.
+
+    With on_invalid="quarantine" a wrong value stands as something that a tape refuses. Raises ImportInvalid.
+    """
+    times.check(options.time_format, options.timezone)
+    if options.interval is not None:
+        _check_interval(options.interval)
+    for file in files_in(Path(path), options.delimiter, options.header):
+        for batch in _Job(file, options, None)._batches("reading", first=False):
+            yield batch.rows, batch.data
+
+
 class _Batch(msgspec.Struct):
     """Rows ready to append, and where the first of them stands."""
 
@@ -405,4 +418,4 @@ def _check_interval(interval: str) -> None:
         raise ImportInvalid(f"--interval: {error}", hint="such as 1min, 5min, 1h, 1d") from error
 
 
-__all__ = ["BATCH_ROWS", "CsvOptions", "Imported", "Refused", "import_csv", "parse_mapping"]
+__all__ = ["BATCH_ROWS", "CsvOptions", "Imported", "Refused", "import_csv", "parse_mapping", "read_csv"]
