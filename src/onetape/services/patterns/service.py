@@ -1,0 +1,283 @@
+"""The service of patterns: it judges bars as they are completed or revised, and learns what came true."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onetape.clock import now_ns
+from onetape.errors import ConfigInvalid, HistoryGone, OnetapeError
+from onetape.record import Bar, interval_ns
+from onetape.services.patterns import registry
+from onetape.services.patterns.detection import PREFIX, Detection, fits
+from onetape.services.patterns.judging import judge_bars
+from onetape.services.patterns.learned import PRIOR_LOST, PRIOR_WON, Kind, Learned
+from onetape.services.patterns.outcomes import HORIZON_BARS, MOVE_ATR
+
+if TYPE_CHECKING:
+    from onetape.steady import SteadyTape
+    from onetape.tape import Tape
+
+_log = logging.getLogger("onetape.patterns")
+
+Callback = Callable[[Detection], object]
+
+#: How long a look for new bars waits, and how long after an error it is tried again, s.
+_LOOK_S, _RETRY_S = 0.5, 1.0
+#: Detections kept in memory for when the tape is away.
+_NEWEST_MAX = 1000
+
+
+class PatternService:
+    """Follows the bars of symbols, writes what it detects onto the tape, and learns how often that came true.
+
+    symbols: these alone; None is all. intervals: of time. detectors: names or groups of them; None is all. history_s:
+    how far back bars are judged at the very first start; later ones go on where the last one was. While the tape is
+    away nothing is judged, and nothing is missed: it goes on where it was. Any number of processes may do this on one
+    tape: a detection is there once. Raises ConfigInvalid.
+    """
+
+    name = "patterns"
+
+    def __init__(
+        self,
+        tape: SteadyTape | Tape,
+        *,
+        symbols: Iterable[str] | None = None,
+        intervals: Iterable[str] = ("1min",),
+        detectors: Iterable[str] | None = None,
+        history_s: float = 5 * 86_400,
+        clock: Callable[[], int] = now_ns,
+    ) -> None:
+        self._tape = tape
+        self._symbols = None if symbols is None else sorted(set(symbols))
+        self._intervals = list(dict.fromkeys(intervals))
+        for interval in self._intervals:
+            _check_interval(interval)
+        if not history_s >= 0:
+            raise ConfigInvalid(f"history_s = {history_s}", hint="it is a number of seconds")
+        self._which = registry.chosen(detectors)
+        self._history_ns = round(min(history_s, 1e9) * 1e9)
+        self._clock = clock
+        self._learned: Learned | None = None
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._callbacks: list[Callback] = []
+        self._newest: deque[Detection] = deque(maxlen=_NEWEST_MAX)
+        self._trouble: dict[str, str] = {}
+        self._judged = self._made = self._taken_back = 0
+        self._lock = threading.Lock()
+
+    async def start(self) -> None:
+        """Begin to follow, each interval in a thread of its own. Starting again changes nothing."""
+        if self._threads:
+            return
+        await asyncio.to_thread(self._open)
+        self._stopping.clear()
+        self._threads = [
+            threading.Thread(target=self._run, args=(interval,), name=f"onetape-patterns-{interval}", daemon=True)
+            for interval in self._intervals
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def stop(self) -> None:
+        """End; what was judged is on the tape, and what was not is judged after the next start."""
+        self._stopping.set()
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
+        with self._lock:
+            learned, self._learned = self._learned, None
+        if learned is not None:
+            learned.close()
+
+    def status(self) -> dict[str, Any]:
+        """Return how it is, as plain data: what runs, which detectors are missing, counts since the start, trouble."""
+        trouble = [*self._trouble.values()]
+        if self._learned is not None and self._learned.trouble:
+            trouble.append(self._learned.trouble)
+        return {
+            "running": any(thread.is_alive() for thread in self._threads),
+            "symbols": self._symbols,
+            "intervals": self._intervals,
+            "detectors": len(self._which),
+            "missing": registry.missing(),
+            "judged": self._judged,
+            "made": self._made,
+            "taken_back": self._taken_back,
+            "trouble": "; ".join(trouble) or None,
+        }
+
+    def recent(self, limit: int = 100, symbol: str | None = None) -> list[Detection]:
+        """Return the newest `limit` detections (of a symbol), ascending in time, then by symbol and number.
+
+        They are read from the tape, so they are those of all processes; while it is away, those made since the start.
+        """
+        if limit <= 0:
+            return []
+        found: list[Detection] = []
+        tape = self._usable()
+        try:
+            if tape is None:
+                found = [d for d in list(self._newest) if symbol is None or d.symbol == symbol]
+            else:
+                names = [PREFIX + symbol] if symbol is not None else _names(tape)
+                for name in names:
+                    found += [Detection.from_tick(tick) for tick in tape.recent(name, limit) if tick.trades]
+        except OnetapeError:
+            found = [d for d in list(self._newest) if symbol is None or d.symbol == symbol]
+        found.sort(key=lambda d: (d.ts_ns, d.symbol, d.interval, d.number))
+        return found[-limit:]
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what was learned, as plain data: of each detector, interval and direction how often it came true.
+
+        `rate` is won / judged; `confidence` is drawn towards one half while little is known, and is what the next
+        such detection carries.
+        """
+        with self._lock:
+            learned, passing = self._learned, self._learned is None
+            if learned is None:
+                learned = Learned(self._path())
+            try:
+                counts = learned.counts()
+            finally:
+                if passing:
+                    learned.close()
+        rows = []
+        for (number, interval, direction), count in sorted(counts.items()):
+            detector = registry.DETECTORS.get(number)
+            judged = count.won + count.lost
+            rows.append(
+                {
+                    "number": number,
+                    "name": detector.name if detector else f"detector {number}",
+                    "group": detector.group if detector else "unknown",
+                    "interval": interval,
+                    "direction": direction,
+                    "judged": judged,
+                    "won": count.won,
+                    "lost": count.lost,
+                    "rate": count.won / judged if judged else None,
+                    "confidence": count.confidence,
+                }
+            )
+        return {
+            "horizon_bars": HORIZON_BARS,
+            "move_atr": MOVE_ATR,
+            "prior": {"won": PRIOR_WON, "lost": PRIOR_LOST},
+            "judged": sum(count.won + count.lost for count in counts.values()),
+            "won": sum(count.won for count in counts.values()),
+            "detectors": rows,
+            "missing": registry.missing(),
+        }
+
+    def subscribe(self, callback: Callback) -> Callable[[], None]:
+        """Call `callback(detection)` for each that this process writes, in its thread: be quick. Returns what ends it.
+
+        A callback that raises is logged, and gets the next one.
+        """
+        with self._lock:
+            self._callbacks = [*self._callbacks, callback]
+
+        def end() -> None:
+            with self._lock:
+                self._callbacks = [kept for kept in self._callbacks if kept is not callback]
+
+        return end
+
+    def _path(self) -> Path:
+        return Path(f"{self._tape.path}.patterns")
+
+    def _open(self) -> None:
+        with self._lock:
+            if self._learned is None:
+                self._learned = Learned(self._path())
+
+    def _usable(self) -> Tape | None:
+        found: Tape | None = getattr(self._tape, "tape", self._tape)
+        return found
+
+    def _run(self, interval: str) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._follow(interval)
+            except OnetapeError as error:
+                self._trouble[interval] = f"{interval}: {error}"
+                _log.warning("patterns of %s bars wait: %s", interval, error)
+            except Exception as error:  # noqa: BLE001  (a service goes on; the log has the reason)
+                self._trouble[interval] = f"{interval}: {type(error).__name__}: {error}"
+                _log.exception("patterns of %s bars wait", interval)
+            self._stopping.wait(_RETRY_S)
+
+    def _follow(self, interval: str) -> None:
+        tape, learned = self._usable(), self._learned
+        assert learned is not None
+        if tape is None:
+            self._trouble[interval] = f"{interval}: the tape is away; it goes on from where it was"
+            return
+        position = learned.position(interval)
+        if position is not None and position > tape.stats().head:
+            position = None  # another tape is in its place
+        try:
+            self._follow_from(tape, learned, interval, position)
+        except HistoryGone:
+            self._follow_from(tape, learned, interval, None)
+
+    def _follow_from(self, tape: Tape, learned: Learned, interval: str, position: int | None) -> None:
+        since_ns = max(0, self._clock() - self._history_ns) if position is None else None
+        with tape.follow_bars(self._symbols, interval, position, since_ns) as bars:
+            self._trouble.pop(interval, None)
+            while not self._stopping.is_set() and self._usable() is tape:
+                changed = _changed(bars.take(_LOOK_S))
+                for symbol, (first_ns, last_ns) in changed.items():
+                    self._judge(tape, learned, symbol, interval, first_ns, last_ns)
+                if changed:
+                    learned.looked_at(interval, bars.position)
+
+    def _judge(self, tape: Tape, learned: Learned, symbol: str, interval: str, first_ns: int, last_ns: int) -> None:
+        def confidence(kind: Kind) -> float:
+            return learned.count(kind).confidence
+
+        done = judge_bars(tape, symbol, interval, first_ns, last_ns, self._which, confidence, self._clock())
+        learned.learn(symbol, interval, done.outcomes, done.newest_ns)
+        self._judged += 1
+        self._made += len(done.fresh)
+        self._taken_back += len(done.gone)
+        for detection in done.fresh:
+            self._newest.append(detection)
+            for callback in self._callbacks:
+                try:
+                    callback(detection)
+                except Exception:  # noqa: BLE001  (one bad detection must not silence the others)
+                    _log.exception("a subscriber's callback failed on %r", detection)
+
+
+def _changed(bars: Iterable[Bar]) -> dict[str, tuple[int, int]]:
+    """Return for each symbol the first and the last start of the bars that are complete, or have no trades any more."""
+    found: dict[str, tuple[int, int]] = {}
+    for bar in bars:
+        if fits(bar.symbol) and (bar.complete or bar.trades == 0):
+            first, last = found.get(bar.symbol, (bar.ts_start_ns, bar.ts_start_ns))
+            found[bar.symbol] = (min(first, bar.ts_start_ns), max(last, bar.ts_start_ns))
+    return found
+
+
+def _names(tape: Tape) -> list[str]:
+    """Return the symbols under which a tape holds detections."""
+    return [info.symbol for info in tape.symbols() if info.symbol.startswith(PREFIX)]
+
+
+def _check_interval(interval: str) -> None:
+    try:
+        length = interval_ns(interval)
+    except ValueError as error:
+        raise ConfigInvalid(f"intervals: {error}", hint='patterns are of bars of time, such as "1min"') from error
+    if length % 1_000_000:
+        raise ConfigInvalid(f"intervals: {interval!r}", hint="it is a whole number of milliseconds")
