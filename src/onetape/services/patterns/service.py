@@ -29,6 +29,8 @@ Callback = Callable[[Detection], object]
 
 #: How long a look for new bars waits, and how long after an error it is tried again, s.
 _LOOK_S, _RETRY_S = 0.5, 1.0
+#: Between looks, s: forming bars change with every tick, and only those that are over matter here.
+_PACE_S = 0.1
 #: Detections kept in memory for when the tape is away.
 _NEWEST_MAX = 1000
 
@@ -70,6 +72,7 @@ class PatternService:
         self._callbacks: list[Callback] = []
         self._newest: deque[Detection] = deque(maxlen=_NEWEST_MAX)
         self._trouble: dict[str, str] = {}
+        self._behind: dict[str, int] = {}
         self._judged = self._made = self._taken_back = 0
         self._lock = threading.Lock()
 
@@ -79,6 +82,7 @@ class PatternService:
             return
         await asyncio.to_thread(self._open)
         self._stopping.clear()
+        self._behind = {}
         self._threads = [
             threading.Thread(target=self._run, args=(interval,), name=f"onetape-patterns-{interval}", daemon=True)
             for interval in self._intervals
@@ -98,7 +102,10 @@ class PatternService:
             learned.close()
 
     def status(self) -> dict[str, Any]:
-        """Return how it is, as plain data: what runs, which detectors are missing, counts since the start, trouble."""
+        """Return how it is, as plain data: what runs, which detectors are missing, counts since the start, trouble.
+
+        `behind` is, by interval, how many positions of the tape were not looked at yet.
+        """
         trouble = [*self._trouble.values()]
         if self._learned is not None and self._learned.trouble:
             trouble.append(self._learned.trouble)
@@ -108,6 +115,7 @@ class PatternService:
             "intervals": self._intervals,
             "detectors": len(self._which),
             "missing": registry.missing(),
+            "behind": dict(self._behind),
             "judged": self._judged,
             "made": self._made,
             "taken_back": self._taken_back,
@@ -240,6 +248,8 @@ class PatternService:
                     self._judge(tape, learned, symbol, interval, first_ns, last_ns)
                 if changed:
                     learned.looked_at(interval, bars.position)
+                self._behind[interval] = bars.lag
+                self._stopping.wait(_PACE_S)
 
     def _judge(self, tape: Tape, learned: Learned, symbol: str, interval: str, first_ns: int, last_ns: int) -> None:
         def confidence(kind: Kind) -> float:
