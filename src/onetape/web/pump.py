@@ -1,8 +1,8 @@
 """The pump: a thread that gathers what is new on the tape (last trades, changed bars) and hands it over in pieces.
 
-It sees ticks by a subscription, which goes on while the tape is away, and bars as the tape itself follows them, so what
-is shown live is what history says. It gathers for longer where gathering takes long, so it never takes more than a
-part of the processor however fast the ticks come.
+Bars come as the tape itself follows them, so what is shown live is what history says. It gathers for longer where
+gathering takes long, so it never takes more than a part of the processor however fast the ticks come. While the tape is
+away, it looks at what memory has of the symbols that are wanted.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onetape.errors import OnetapeError
-from onetape.record import Bar, Record, Tick
 from onetape.store.interval import parse
-from onetape.web.rows import MS_NS, BarRow, Last, bar_row, bar_rows
+from onetape.web.rows import BarRow, bar_row, bar_rows, last_of
+from onetape.web.tail import Tail, Told, open_tail
 
 if TYPE_CHECKING:
     from onetape.live.bar_follower import BarFollower
@@ -31,7 +31,8 @@ _log = logging.getLogger("onetape.web")
 _PAUSE_S, _PAUSE_MAX_S, _PAUSE_TIMES = 0.002, 0.05, 3
 #: Followers look this often even if no tick was told of, s: so that positions keep up.
 _LOOK_S = 1.0
-_QUEUE_RECORDS = 65_536
+#: It is seen this soon that the tape is away, is back, or is another, s; memory is looked at as often.
+_NOTICE_S, _POLL_S = 0.25, 0.05
 #: Bars handed over at once.
 _TAKES_MAX = 8
 
@@ -42,23 +43,13 @@ class News:
     to which position each interval's bars are told. `anew`: the tape is another one; what was told may not be on it.
     """
 
-    ticks: dict[str, tuple[int, Last]] = field(default_factory=dict)
+    ticks: Told = field(default_factory=dict)
     bars: dict[str, dict[str, list[BarRow]]] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     anew: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.ticks or self.bars or self.positions or self.anew)
-
-
-class _Symbol:
-    """What was gathered of one symbol."""
-
-    __slots__ = ("count", "last", "max_ns", "min_ns")
-
-    def __init__(self) -> None:
-        self.count, self.last = 0, Last()
-        self.min_ns, self.max_ns = 2**63, -1
 
 
 class Pump:
@@ -68,29 +59,27 @@ class Pump:
         self._tape = tape
         self._deliver = deliver
         self._lock = threading.Lock()
-        self._event = threading.Event()
         self._closed = threading.Event()
-        self._gathered: dict[str, _Symbol] = {}
         self._wanted: dict[str, set[str]] = {}
         self._positions: dict[str, int] = {}
         self._followers: dict[str, tuple[BarFollower, frozenset[str]]] = {}
         self._of: Tape | None = None
-        self._subscription: Any = None
+        self._tail: Tail | None = None
+        self._tail_position: int | None = None
+        self._seen_ns: dict[str, int] = {}
         self._thread: threading.Thread | None = None
         self.trouble: str | None = None
 
     def start(self) -> None:
         """Begin."""
-        self._subscription = self._tape.subscribe(self._on_record, None, "drop_oldest", _QUEUE_RECORDS)
         self._thread = threading.Thread(target=self._run, name="onetape-web-pump", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """End; the thread is gone when this returns."""
         self._closed.set()
-        self._event.set()
-        if self._subscription is not None:
-            self._subscription.close()
+        if self._tail is not None:
+            self._tail.poke()
         if self._thread is not None:
             self._thread.join(5)
 
@@ -102,7 +91,6 @@ class Pump:
             if position is not None:
                 known = self._positions.get(interval)
                 self._positions[interval] = position if known is None else min(known, position)
-        self._event.set()
         return position
 
     def leave(self, symbol: str, interval: str) -> None:
@@ -114,64 +102,68 @@ class Pump:
                 if not wanted:
                     del self._wanted[interval]
 
-    def _on_record(self, record: Record) -> None:
-        with self._lock:
-            found = self._gathered.get(record.symbol)
-            if found is None:
-                found = self._gathered[record.symbol] = _Symbol()
-            if isinstance(record, Tick):
-                found.count += 1
-                found.last.take(record)
-            at = record.ts_start_ns if isinstance(record, Bar) else record.ts_event_ns
-            if at < found.min_ns:
-                found.min_ns = at
-            if at > found.max_ns:
-                found.max_ns = at
-        if not self._event.is_set():
-            self._event.set()
-
     def _run(self) -> None:
         looked = 0.0
+        behind = False
         while not self._closed.is_set():
-            self._event.wait(_LOOK_S)
-            if self._closed.is_set():
-                break
-            self._event.clear()
-            began = time.monotonic()
-            with self._lock:
-                gathered, self._gathered = self._gathered, {}
-                wanted = {interval: frozenset(symbols) for interval, symbols in self._wanted.items()}
-            news = News({name: (one.count, one.last) for name, one in gathered.items()})
+            news = News()
             try:
-                behind = self._bars(news, gathered, wanted, began - looked >= _LOOK_S)
+                news.ticks = self._ticks(news, 0.0 if behind else _NOTICE_S)
+                began = time.monotonic()
+                look = began - looked >= _LOOK_S
+                behind = self._bars(news, look or behind)
                 self.trouble = None
             except OnetapeError as error:
-                behind = False
+                began, look, behind = time.monotonic(), True, False
                 self._release(str(error))
             except Exception as error:  # noqa: BLE001  (a thread has nobody above it: it goes on, and says why)
-                behind = False
-                _log.exception("changed bars could not be asked for")
+                began, look, behind = time.monotonic(), True, False
+                _log.exception("what is new on the tape could not be asked for")
                 self._release(repr(error))
-            if began - looked >= _LOOK_S:
+            if look:
                 looked = began
             if news:
                 self._deliver(news)
-            if behind:
-                self._event.set()
             took = time.monotonic() - began
-            self._closed.wait(min(_PAUSE_MAX_S, max(_PAUSE_S, took * _PAUSE_TIMES)))
+            self._closed.wait(_NOTICE_S if self.trouble else min(_PAUSE_MAX_S, max(_PAUSE_S, took * _PAUSE_TIMES)))
         self._release(None)
 
-    def _bars(self, news: News, gathered: dict[str, _Symbol], wanted: dict[str, frozenset[str]], look: bool) -> bool:
-        """Add the bars that changed; return whether there are more than were taken."""
+    def _ticks(self, news: News, timeout_s: float) -> Told:
+        """Return what came, waiting for it; notice first whether the tape is another one."""
         tape = self._tape.tape
-        if tape is not self._of:
+        if tape is not self._of or (self._tail is not None and self._tail.ended):
             self._release(None)
             self._of = tape
             if tape is not None:
                 self._compare(self._tape.head, news)
+                self._tail = open_tail(tape, self._tail_position)
+        if self._tail is None:
+            self._closed.wait(_POLL_S)
+            return self._remembered()
+        found = self._tail.gather(timeout_s)
+        self._tail_position = self._tail.position
+        return found
+
+    def _remembered(self) -> Told:
+        """Return the last of wanted symbols that memory has something new of."""
+        with self._lock:
+            wanted = set().union(*self._wanted.values())
+        found: Told = {}
+        for symbol in wanted:
+            tick = self._tape.latest(symbol)
+            if tick is None or tick.ts_event_ns <= self._seen_ns.get(symbol, -1):
+                continue
+            newer = [one for one in self._tape.recent(symbol, 1000) if one.ts_event_ns > self._seen_ns.get(symbol, -1)]
+            found[symbol] = len(newer), last_of(newer)
+        return found
+
+    def _bars(self, news: News, look: bool) -> bool:
+        """Add the bars that changed; return whether there are more than were taken."""
+        with self._lock:
+            wanted = {interval: frozenset(symbols) for interval, symbols in self._wanted.items()}
+        tape = self._of
         if tape is None:
-            self._without(news, gathered, wanted)
+            self._without(news, wanted)
             return False
         behind = False
         for interval in [interval for interval in self._followers if interval not in wanted]:
@@ -181,7 +173,7 @@ class Pump:
                     self._positions.pop(interval, None)
         for interval, symbols in wanted.items():
             fresh = self._adopt(tape, interval, symbols)
-            if not (fresh or look) and symbols.isdisjoint(gathered):
+            if not (fresh or look) and symbols.isdisjoint(news.ticks):
                 continue
             follower, followed = self._followers[interval]
             for _ in range(_TAKES_MAX):
@@ -215,28 +207,38 @@ class Pump:
     def _compare(self, head: int | None, news: News) -> None:
         """Notice a tape that is not the one that was there before."""
         with self._lock:
-            for interval, position in self._positions.items():
-                if head is not None and position > head:
+            if head is not None and self._tail_position is not None and self._tail_position > head:
+                self._tail_position = None
+            if head is None:
+                return
+            for interval in self._wanted:
+                position = self._positions.get(interval)
+                if position is None or position > head:  # begun while the tape was away; or of another tape
                     self._positions[interval] = head
                     news.anew = True
 
-    def _without(self, news: News, gathered: dict[str, _Symbol], wanted: dict[str, frozenset[str]]) -> None:
+    def _without(self, news: News, wanted: dict[str, frozenset[str]]) -> None:
         """Add what memory says of the bars that ticks fell into while the tape is away."""
         for interval, symbols in wanted.items():
             length = parse(interval).ns or 1
-            for symbol in symbols & gathered.keys():
-                seen = gathered[symbol]
-                start = max(0, seen.min_ns - length)
-                table = self._tape.bars(symbol, interval, start, seen.max_ns + 1)
-                rows = [row for row in bar_rows(table) if (row[0] + 1) * MS_NS > start]
+            for symbol in symbols & news.ticks.keys():
+                until = max(news.ticks[symbol][1].trade_ns, 0) + 1
+                start = max(0, self._seen_ns.get(symbol, until - length) - length)
+                rows = bar_rows(self._tape.bars(symbol, interval, start, until))
                 if rows:
                     news.bars.setdefault(interval, {})[symbol] = rows
+        for symbol, (_, last) in news.ticks.items():
+            self._seen_ns[symbol] = max(last.trade_ns, last.quote_ns)
 
     def _release(self, trouble: str | None) -> None:
         if trouble is not None and trouble != self.trouble:
             _log.warning("bars are not followed: %s; tried again", trouble)
             self.trouble = trouble
         self._of = None
+        if self._tail is not None:
+            with contextlib.suppress(Exception):
+                self._tail.close()
+            self._tail = None
         for follower, _ in self._followers.values():
             with contextlib.suppress(Exception):
                 follower.close()

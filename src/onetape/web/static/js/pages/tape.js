@@ -96,7 +96,7 @@ function list(tape) {
 
 function symbols(tape) {
   const rows = list(tape).map((one) => {
-    const rate = one.told?.rate ?? one.told?.per_s ?? one.told?.ticks_per_s ?? null;
+    const rate = one.rate_per_s ?? null;
     return [
       el("a", { href: `#/chart/${encodeURIComponent(one.symbol)}`, text: one.symbol }), count(one.ticks),
       rate === null ? "–" : rate >= 100 ? short(rate) : rate.toFixed(1),
