@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,8 @@ KEPT_NS = 40 * 86_400 * 10**9
 
 #: Before anything is learned, a detection is believed as if 5 of 10 had come true (a Beta(5, 5) prior).
 PRIOR_WON, PRIOR_LOST = 5, 5
+
+_OPEN_TRIES = 10
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS position (interval TEXT PRIMARY KEY, seq INTEGER NOT NULL);
@@ -80,13 +84,13 @@ class Learned:
 
     def counts(self) -> dict[Kind, Count]:
         """Return all counts, as all processes made them."""
-        with self._lock:
+        with self._lock, self._mapped():
             self._counts = self._read()
         return dict(self._counts)
 
     def position(self, interval: str) -> int | None:
         """Return the position of the tape up to which its bars of this interval were looked at, or None."""
-        with self._lock:
+        with self._lock, self._mapped():
             row = self._db.execute("SELECT seq FROM position WHERE interval = ?", (interval,)).fetchone()
         return None if row is None else int(row[0])
 
@@ -115,7 +119,8 @@ class Learned:
                     which = (symbol, interval, newest_ns - KEPT_NS)
                     self._db.execute("DELETE FROM outcome WHERE symbol = ? AND interval = ? AND ts_ns < ?", which)
                     self._db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", which)
-            self._counts = self._read()
+            with self._mapped():
+                self._counts = self._read()
 
     def _put(self, symbol: str, interval: str, outcome: Outcome) -> None:
         key = (symbol, interval, outcome.ts_ns, outcome.detector)
@@ -150,47 +155,55 @@ class Learned:
         rows = self._db.execute("SELECT detector, interval, direction, won, lost FROM learned")
         return {(row[0], row[1], row[2]): Count(row[3], row[4]) for row in rows if row[3] or row[4]}
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db, self.path)
-
-
-class _Transaction:
-    def __init__(self, db: apsw.Connection, path: Path) -> None:
-        self._db, self._path = db, path
-
-    def __enter__(self) -> None:
-        try:
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._mapped():
             self._db.execute("BEGIN IMMEDIATE")
-        except apsw.Error as error:
-            raise self._failed(error) from error
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
+            try:
+                yield
                 self._db.execute("COMMIT")
-                return
-        except apsw.Error as failed:
-            error = failed
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-        if isinstance(error, apsw.Error):
-            raise self._failed(error) from error
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
-    def _failed(self, error: apsw.Error) -> TapeUnusable:
-        return TapeUnusable(
-            f"{self._path}: what was learned of patterns cannot be kept: {error}",
-            hint="free space on its disk and the right to write; it may be deleted: it is learned again from the tape",
-        )
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except apsw.Error as error:
+            raise TapeUnusable(
+                f"{self.path}: what was learned of patterns cannot be read or kept: {error}",
+                hint="free space and give the right to write; it may be deleted: it is learned again from the tape",
+            ) from error
+
+
+def learned_at(path: Path) -> dict[Kind, Count]:
+    """Return the counts in a file; none where there is none, and none is made."""
+    if not path.exists():
+        return {}
+    learned = Learned(path)
+    try:
+        return learned.counts()
+    finally:
+        learned.close()
 
 
 def _opened(path: str) -> apsw.Connection:
-    db = apsw.Connection(path)
-    try:
-        db.set_busy_timeout(5000)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
-    except BaseException:
-        db.close()
-        raise
-    return db
+    for again in range(_OPEN_TRIES):
+        db = apsw.Connection(path)
+        try:
+            db.set_busy_timeout(5000)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
+            return db
+        except apsw.BusyError:  # two that open a new file at once: SQLite does not wait where both turn the log on
+            db.close()
+            if again == _OPEN_TRIES - 1:
+                raise
+            time.sleep(0.1)
+        except BaseException:
+            db.close()
+            raise
+    raise AssertionError("not reached")

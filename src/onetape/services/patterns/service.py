@@ -16,7 +16,7 @@ from onetape.record import Bar, interval_ns
 from onetape.services.patterns import registry
 from onetape.services.patterns.detection import PREFIX, Detection, fits
 from onetape.services.patterns.judging import judge_bars
-from onetape.services.patterns.learned import PRIOR_LOST, PRIOR_WON, Kind, Learned
+from onetape.services.patterns.learned import PRIOR_LOST, PRIOR_WON, Kind, Learned, learned_at
 from onetape.services.patterns.outcomes import HORIZON_BARS, MOVE_ATR
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class PatternService:
         if self._learned is not None and self._learned.trouble:
             trouble.append(self._learned.trouble)
         return {
-            "running": any(thread.is_alive() for thread in self._threads),
+            "running": bool(self._threads) and all(thread.is_alive() for thread in self._threads),
             "symbols": self._symbols,
             "intervals": self._intervals,
             "detectors": len(self._which),
@@ -147,17 +147,10 @@ class PatternService:
         """Return what was learned, as plain data: of each detector, interval and direction how often it came true.
 
         `rate` is won / judged; `confidence` is drawn towards one half while little is known, and is what the next
-        such detection carries.
+        such detection carries. Raises TapeUnusable.
         """
         with self._lock:
-            learned, passing = self._learned, self._learned is None
-            if learned is None:
-                learned = Learned(self._path())
-            try:
-                counts = learned.counts()
-            finally:
-                if passing:
-                    learned.close()
+            counts = learned_at(self._path()) if self._learned is None else self._learned.counts()
         rows = []
         for (number, interval, direction), count in sorted(counts.items()):
             detector = registry.DETECTORS.get(number)
