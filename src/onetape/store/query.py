@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -33,10 +34,46 @@ def snapshot(connection: apsw.Connection) -> Iterator[None]:
 def tail(connection: apsw.Connection, after: int | None = None) -> dict[int, Columns]:
     """Return the records behind the seal (or after a position), by kind, in order of position, with seq."""
     start = seal.seal_position(connection) if after is None else after
+    kept = _kept_tails.get(connection) if after is None else None
+    if kept is not None:
+        return kept.read(connection, start)
     rows: list[Any] = connection.execute(
         "SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last", (start,)
     ).fetchall()
     return decode_many(rows, "journal") if rows else {}
+
+
+def keep_tail(connection: apsw.Connection) -> None:
+    """Let this connection keep what tail() decoded, and decode only what came since. For one that never writes.
+
+    Rows of the journal never change, and a connection's next look is never at an older state than its last.
+    """
+    _kept_tails[connection] = _Tail()
+
+
+class _Tail:
+    """The decoded tail of one connection: of which seal, and up to which position."""
+
+    def __init__(self) -> None:
+        self._seal, self._last = -1, -1
+        self._found: dict[int, Columns] = {}
+
+    def read(self, connection: apsw.Connection, start: int) -> dict[int, Columns]:
+        if start != self._seal:
+            self._seal, self._last, self._found = start, start, {}
+        rows: list[Any] = connection.execute(
+            "SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last", (self._last,)
+        ).fetchall()
+        if rows:
+            newer = decode_many(rows, "journal")
+            for kind, columns in newer.items():
+                before = self._found.get(kind)
+                self._found[kind] = columns if before is None else concatenate(kind, [before, columns])
+            self._last = rows[-1][0]
+        return dict(self._found)
+
+
+_kept_tails: weakref.WeakKeyDictionary[apsw.Connection, _Tail] = weakref.WeakKeyDictionary()
 
 
 def head(connection: apsw.Connection) -> int:

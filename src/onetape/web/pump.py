@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onetape.errors import OnetapeError
+from onetape.store import query
 from onetape.store.interval import parse
 from onetape.web.rows import BarRow, bar_row, bar_rows, last_of
 from onetape.web.tail import Tail, Told, open_tail
@@ -33,8 +34,6 @@ _PAUSE_S, _PAUSE_MAX_S, _PAUSE_TIMES = 0.002, 0.05, 3
 _LOOK_S = 1.0
 #: It is seen this soon that the tape is away, is back, or is another, s; memory is looked at as often.
 _NOTICE_S, _POLL_S = 0.25, 0.05
-#: Bars handed over at once.
-_TAKES_MAX = 8
 
 
 @dataclass
@@ -176,15 +175,12 @@ class Pump:
             if not (fresh or look) and symbols.isdisjoint(news.ticks):
                 continue
             follower, followed = self._followers[interval]
-            for _ in range(_TAKES_MAX):
-                bars = follower.take(0.0)
-                if not bars:
-                    break
-                by_symbol = news.bars.setdefault(interval, {})
-                for bar in bars:
-                    by_symbol.setdefault(bar.symbol, []).append(bar_row(bar))
-            else:
-                behind = True
+            by_symbol: dict[str, list[BarRow]] = {}
+            for bar in follower.take(0.0):
+                by_symbol.setdefault(bar.symbol, []).append(bar_row(bar))
+            if by_symbol:
+                news.bars[interval] = by_symbol
+            behind |= follower.position < (self._tail_position or 0)
             with self._lock:
                 # Of a symbol that was wanted meanwhile, nothing is told up to here: it is followed from further back.
                 if self._wanted.get(interval) and self._wanted[interval] <= followed:
@@ -199,6 +195,7 @@ class Pump:
         with self._lock:
             position = self._positions.get(interval)
         made = tape.follow_bars(symbols, interval, from_seq=position)
+        query.keep_tail(made._connection)  # it is asked many times a second, and only reads
         self._followers[interval] = made, symbols
         if kept is not None:
             kept[0].close()
