@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,6 +210,7 @@ def test_a_damaged_file_of_what_was_learned_does_not_stop_it(tape: Tape, tmp_pat
 def test_many_symbols_and_intervals_are_kept_apart(tape: Tape) -> None:
     tape.append(broken_out(symbol="ES") + broken_out(symbol="NQ"))
     tape.append(Tick(PREFIX + "ES", START_NS, bid=1))  # a quote of another's
+    tape.append(Tick(PREFIX + "ES", START_NS, bid=1, bid_size=1, trades=2**62))
     only = Until(tape, symbols=["NQ"])(lambda s: s.recent())
     assert {(d.symbol, d.interval) for d in only.recent()} == {("NQ", "1min")}
     assert only.recent(symbol="ES") == [] and only.recent(limit=0) == []
@@ -256,18 +260,53 @@ def test_numbers_on_tapes_never_change() -> None:
 
 
 def test_what_the_service_wrote_is_what_one_look_at_history_finds(tape: Tape) -> None:
-    import random
+    ticks = walk()
+    until = Until(tape, detectors=None)
+    for begin in range(0, len(ticks), 700):
+        tape.append(ticks[begin : begin + 700])
+        until(lambda s: s.status()["behind"] == {"1min": 0})
+    check_against_history(tape)
 
+
+def test_a_killed_service_leaves_nothing_double_and_nothing_out(tape: Tape) -> None:
+    tape.append(walk())
+    begun = (
+        "import asyncio, sys, onetape\n"
+        "from onetape.services.patterns import PatternService\n"
+        "async def run():\n"
+        "    service = PatternService(onetape.open(sys.argv[1], retention_days=None), history_s=1e9)\n"
+        "    service.subscribe(lambda detection: print(detection.name, flush=True))\n"
+        "    await service.start()\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(run())\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", begun, str(tape.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None and child.stdout.readline()  # it has written, and not remembered that it has
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()  # type: ignore[union-attr]
+    assert standing(tape)
+    learned = Until(tape, detectors=None)(lambda s: s.status()["behind"] == {"1min": 0}).statistics()
+    check_against_history(tape)
+    Path(f"{tape.path}.patterns").unlink()
+    anew = Until(tape, detectors=None)(lambda s: s.status()["behind"] == {"1min": 0}).statistics()
+    assert {**anew} == {**learned} and learned["judged"] > 100
+
+
+def walk() -> list[Tick]:
+    """700 minutes of four trades each, of which the last is not over."""
     dice = random.Random(5)
     price, ticks = 100.0, []
     for n in range(700):
         for k in range(4):
             price = round(price + dice.choice((-0.5, -0.25, 0, 0.25, 0.5)), 2)
             ticks.append(Tick("ES", START_NS + n * MINUTE_NS + k * 10**10, price, float(dice.randint(1, 9))))
-    until = Until(tape, detectors=None)
-    for begin in range(0, len(ticks), 700):
-        tape.append(ticks[begin : begin + 700])
-        until(lambda s: s.status()["behind"] == {"1min": 0})
+    return ticks
+
+
+def check_against_history(tape: Tape) -> None:
     whole = registry.detect(from_table(tape.bars("ES")))
     wanted = [(START_NS + found.place * MINUTE_NS, found.detector.number, found.direction) for found in whole]
     columns = tape.read(PREFIX + "ES", columns=["ts_event_ns", "flags", "side"]).to_pylist()

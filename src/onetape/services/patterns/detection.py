@@ -13,6 +13,9 @@ from onetape.record import SYMBOL_BYTES_MAX, Tick, interval_ns, interval_text
 #: Detections of a symbol are records of the symbol with this before its name. Searches and charts leave it out.
 PREFIX = "patterns:"
 
+#: A bar of more than 100 years is none.
+_INTERVAL_MS_MAX = 100 * 366 * 86_400_000
+
 
 class Detection(msgspec.Struct, frozen=True, gc=False):
     """A pattern on a bar. `ts_ns` is the bar's start; it was known when the bar was over, at `known_ns`.
@@ -110,3 +113,14 @@ class Detection(msgspec.Struct, frozen=True, gc=False):
 def fits(symbol: str) -> bool:
     """Return whether a symbol's detections have a name that a tape takes, and it is none of them itself."""
     return not symbol.startswith(PREFIX) and len((PREFIX + symbol).encode()) <= SYMBOL_BYTES_MAX
+
+
+def is_one(tick: Tick) -> bool:
+    """Return whether a record is a detection: anybody may append under any symbol."""
+    return (
+        tick.symbol.startswith(PREFIX)
+        and tick.bid is not None
+        and tick.bid_size is not None
+        and tick.trades is not None
+        and 0 < tick.trades <= _INTERVAL_MS_MAX
+    )

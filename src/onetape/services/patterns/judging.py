@@ -14,7 +14,7 @@ import numpy as np
 from onetape.record import TS_MAX_NS, Tick, interval_ns
 from onetape.services.patterns import bars as arrays
 from onetape.services.patterns.bars import BarArrays
-from onetape.services.patterns.detection import PREFIX, Detection
+from onetape.services.patterns.detection import PREFIX, Detection, is_one
 from onetape.services.patterns.detectors import LOOKBACK
 from onetape.services.patterns.learned import Kind, Outcome
 from onetape.services.patterns.outcomes import HORIZON_BARS, judge
@@ -168,7 +168,8 @@ def read(tape: Any, symbol: str, start_ns: int | None = None, end_ns: int | None
     """Return a symbol's detections with start_ns <= ts_ns < end_ns that stand on the tape, ascending."""
     table = tape.read(PREFIX + symbol, start_ns, end_ns, columns=_COLUMNS)
     rows: Iterable[dict[str, Any]] = table.to_pylist()
-    return [Detection.from_tick(Tick(PREFIX + symbol, **row)) for row in rows if row["trades"]]
+    ticks = (Tick(PREFIX + symbol, **row) for row in rows)
+    return [Detection.from_tick(tick) for tick in ticks if is_one(tick)]
 
 
 def _as_read(detection: Detection) -> Tick:

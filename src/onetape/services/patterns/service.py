@@ -14,7 +14,7 @@ from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, HistoryGone, OnetapeError
 from onetape.record import Bar, interval_ns
 from onetape.services.patterns import registry
-from onetape.services.patterns.detection import PREFIX, Detection, fits
+from onetape.services.patterns.detection import PREFIX, Detection, fits, is_one
 from onetape.services.patterns.judging import judge_bars
 from onetape.services.patterns.learned import PRIOR_LOST, PRIOR_WON, Kind, Learned, learned_at
 from onetape.services.patterns.outcomes import HORIZON_BARS, MOVE_ATR
@@ -137,7 +137,7 @@ class PatternService:
             else:
                 names = [PREFIX + symbol] if symbol is not None else _names(tape)
                 for name in names:
-                    found += [Detection.from_tick(tick) for tick in tape.recent(name, limit) if tick.trades]
+                    found += [Detection.from_tick(tick) for tick in tape.recent(name, limit) if is_one(tick)]
         except OnetapeError:
             found = [d for d in list(self._newest) if symbol is None or d.symbol == symbol]
         found.sort(key=lambda d: (d.ts_ns, d.symbol, d.interval, d.number))
