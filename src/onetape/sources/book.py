@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 BookSide = Literal["bid", "ask"]
+#: A level put or, with a size of 0, taken away: (side, price, size, orders). None: both sides are emptied.
+Change = tuple[BookSide, float, float, int] | None
 
 
 class Level(NamedTuple):
@@ -78,6 +81,19 @@ class Book:
             for side in ("bid", "ask"):
                 self._levels[side] = {}
                 self._ranked[side] = None
+            self._touch(at_ns)
+
+    def change(self, changes: Iterable[Change], at_ns: int | None = None) -> None:
+        """Make several changes in one step, in their order; None among them empties the book."""
+        with self._lock:
+            for one in changes:
+                if one is None:
+                    self._levels = {"bid": {}, "ask": {}}
+                elif one[2]:
+                    self._levels[one[0]][one[1]] = Level(*one[1:])
+                else:
+                    self._levels[one[0]].pop(one[1], None)
+            self._ranked = {"bid": None, "ask": None}
             self._touch(at_ns)
 
     def replace(self, snapshot: BookSnapshot) -> None:
