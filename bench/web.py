@@ -86,7 +86,7 @@ def _crowd(setting: Setting, seconds: int, each: int) -> list[Line]:
     with (
         setting.scratch() as folder,
         _server(folder / "t.db", _CORES[0]) as (address, server),
-        _feed(folder / "t.db", 1000, seconds + 14, 0, _CORES[0]),
+        _feed(folder / "t.db", 1000, seconds + 25, 0, _CORES[0]),
     ):
         found = json.loads(_crowd_of(address, seconds, count, deaf, each, server))
     what = "one symbol each" if each == 1 else f"all {each} symbols each"
@@ -178,10 +178,10 @@ def _crowd_of(address: str, seconds: int, count: int, deaf: int, each: int, serv
 
 def _serve(path: str) -> None:
     import uvloop
-    from onetape.steady import SteadyTape
 
     from onetape.config import WebSettings
     from onetape.services.system import System
+    from onetape.steady import SteadyTape
     from onetape.web.app import make_app
     from onetape.web.server import serve
 
@@ -301,7 +301,7 @@ async def _crowd_main(address: str, seconds: float, count: int, deaf: int, each:
         symbols = [SYMBOLS[number % 50]] if each == 1 else SYMBOLS
         is_deaf = number % (count // deaf) == 0
         clients.append(await _open(address, _Client(symbols, is_deaf, number % 20 == 1 and not is_deaf)))
-    await asyncio.sleep(3)
+    await asyncio.sleep(8)  # until all have their snapshot
     for client in clients:
         client.frames = 0
         client.found.clear()

@@ -35,7 +35,10 @@ STALLED_S = 30.0
 #: From further back than so many positions bars are given anew, instead of what changed.
 _BEHIND_MAX = 2_000_000
 _CHANGED_MAX = 5000
-_SNAPSHOT_S = 0.25
+#: A snapshot is given to all who ask within so long, s; what changed since it was read is told right behind it.
+_SNAPSHOT_S = 5.0
+#: Snapshots read at a time: they take the processor, and not the disk.
+_READERS = 2
 
 
 class Shot(msgspec.Struct, frozen=True):
@@ -59,7 +62,7 @@ class Hub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._shots: dict[tuple[Key, int], tuple[float, asyncio.Future[Shot]]] = {}
-        self._readers = asyncio.Semaphore(4)
+        self._readers = asyncio.Semaphore(_READERS)
 
     @property
     def trouble(self) -> str | None:
@@ -182,7 +185,10 @@ class Hub:
         at = key, history
         kept = self._shots.get(at)
         if kept is not None and loop.time() - kept[0] <= _SNAPSHOT_S:
-            return await asyncio.shield(kept[1])
+            shot = await asyncio.shield(kept[1])
+            channel = self.fanout.channels.get(key)
+            if channel is not None and channel.lost <= shot.seen:
+                return shot
         seen = self.fanout.version
         task = asyncio.ensure_future(self._read(key, interval, history, seen))
         self._shots[at] = loop.time(), task
