@@ -134,9 +134,11 @@ class QueueFeed(Generic[Item]):
     writer of the tape or another queue.
     """
 
-    def __init__(self, tape: Tape, convert: Callable[[Tick], Item]) -> None:
+    def __init__(self, tape: Tape, convert: Callable[[Tick], Item], hidden: str | None = None) -> None:
+        """hidden: ticks of symbols that begin with it are not fed; they are a service's own records."""
         self._tape = tape
         self._convert = convert
+        self._hidden = hidden
         self._sinks: list[_Sink[Item]] = []
         self._subscription: Subscription | None = None
         self._lock = threading.Lock()
@@ -161,7 +163,7 @@ class QueueFeed(Generic[Item]):
         return sum(not sink.loop.is_closed() for sink in self._sinks)
 
     def _take(self, record: object) -> None:
-        if isinstance(record, Tick):
+        if isinstance(record, Tick) and not (self._hidden and record.symbol.startswith(self._hidden)):
             gone = [sink for sink in self._sinks if not sink.take(record)]
             if gone:
                 self._keep(lambda sink: sink not in gone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import subprocess
 import sys
 import time
@@ -102,18 +103,37 @@ def test_what_was_found_is_there_in_the_next_process_without_starting() -> None:
         "from minhos.services.pattern_analyzer import get_pattern_analyzer as g\n"
         "print(repr((g().get_recent_patterns(50), g().get_pattern_statistics())))"
     )
-    import os
-
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
     told = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True, timeout=60, check=True)
     assert told.stdout.strip() == repr((analyzer.get_recent_patterns(50), analyzer.get_pattern_statistics()))
 
 
-def test_no_pattern_is_a_market_of_its_own_in_the_old_answers_about_bars() -> None:
-    for data in broken_out():
-        get_market_data_adapter().add_data(data)
-    run_until_judged(get_pattern_analyzer())
-    assert get_market_data_adapter().get_market_data("ES").close == 127.0
+def test_detections_are_no_market_data_to_those_who_ask_or_listen() -> None:
+    adapter = get_market_data_adapter()
+    heard: list[MarketData] = []
+
+    async def run() -> None:
+        await adapter.subscribe(heard.append)
+        analyzer = get_pattern_analyzer()
+        await analyzer.start()
+        for data in broken_out():
+            adapter.add_data(data)
+        end = time.monotonic() + 60
+        while not analyzer.get_recent_patterns(1) or len(heard) < len(broken_out()):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        await analyzer.stop()
+        adapter.add_data(MarketData("NQ", T, 1.0))
+        while heard[-1].symbol != "NQ":
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        adapter.unsubscribe(heard.append)
+
+    asyncio.run(run())
+    assert {data.symbol for data in heard} == {"ES", "NQ"} and len(heard) == len(broken_out()) + 1
+    assert adapter.get_symbols() == ["ES", "NQ"]
+    assert set(adapter.get_latest_data()) == set(adapter.get_all_market_data()) == {"ES", "NQ"}
+    assert adapter.get_stats()["symbols"] == 2
 
 
 def test_a_store_that_cannot_be_opened_stops_nobody(project: Path) -> None:

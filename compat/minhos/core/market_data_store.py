@@ -25,6 +25,8 @@ __all__ = ["MarketDataConfig", "MarketDataStore", "get_market_data_store"]
 _log = logging.getLogger("minhos.market_data_store")
 #: More than any tape can hold: "all of them".
 _ALL = 2**62
+#: Detections of patterns are records of the tape too, under such symbols; they are no market's.
+_HIDDEN = "patterns:"
 
 
 @dataclass
@@ -62,7 +64,7 @@ class MarketDataStore:
             recent_per_symbol=self.config.max_memory_records,
             retention_days=self.config.retention_days,
         )
-        self._feed = QueueFeed(self.tape, MarketData.from_tick)
+        self._feed = QueueFeed(self.tape, MarketData.from_tick, hidden=_HIDDEN)
         self._cleanup: asyncio.Task[None] | None = None
         # One thread, so that records are stored in the order in which add() was called.
         self._worker = ThreadPoolExecutor(1, "minhos-store")
@@ -88,7 +90,8 @@ class MarketDataStore:
         if symbol is not None:
             tick = self.tape.latest(symbol)
             return {symbol: None if tick is None else MarketData.from_tick(tick)}
-        return {name: MarketData.from_tick(tick) for name, tick in self.tape.latest().items()}
+        found = self.tape.latest().items()
+        return {name: MarketData.from_tick(tick) for name, tick in found if not name.startswith(_HIDDEN)}
 
     def get_history(self, symbol: str, limit: int | None = 1000) -> list[MarketData]:
         """Return a symbol's newest `limit` records (None: all), ascending in time; from memory where it reaches."""
@@ -117,7 +120,7 @@ class MarketDataStore:
         return sorted(info.symbol for info in self._known())
 
     def _known(self) -> list[SymbolInfo]:
-        return [info for info in self.tape.symbols() if info.ticks]
+        return [info for info in self.tape.symbols() if info.ticks and not info.symbol.startswith(_HIDDEN)]
 
     async def subscribe(self) -> asyncio.Queue[MarketData]:
         """Return a queue that gets every record added from now on, by any process, in the order of their storing.

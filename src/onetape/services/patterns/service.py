@@ -202,7 +202,9 @@ class PatternService:
                 self._learned = Learned(self._path())
 
     def _usable(self) -> Tape | None:
-        found: Tape | None = getattr(self._tape, "tape", self._tape)
+        """Return the tape where it can be used now: a SteadyTape's, which may be away, or the one that was given."""
+        given: Any = self._tape
+        found: Tape | None = getattr(given, "tape", given)
         return found
 
     def _run(self, interval: str) -> None:
