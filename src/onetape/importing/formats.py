@@ -180,6 +180,7 @@ def known() -> tuple[Format, ...]:
     from onetape.importing import (
         columnar,
         dbn,
+        dly,
         dukascopy,
         kite,
         lean,
@@ -198,6 +199,7 @@ def known() -> tuple[Format, ...]:
         dukascopy.FORMAT,
         kite.FORMAT,
         scid.FORMAT,
+        dly.FORMAT,
     )
 
 

@@ -96,7 +96,13 @@ class Prices:
 
     def of(self, raw: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return prices as float64. What is no number becomes infinite, which a tape refuses by name."""
-        wide = raw.astype("<f8")
+        return self._of(raw.astype("<f8"))
+
+    def of_text(self, value: float) -> float:
+        """Return a price that was written as a decimal."""
+        return float(self._of(np.array([value], "<f8"))[0])
+
+    def _of(self, wide: NDArray[np.float64]) -> NDArray[np.float64]:
         if self._grid is not None:
             steps = self._times / self._grid
             wide = np.rint(wide * (steps.numerator / steps.denominator))
