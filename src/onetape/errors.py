@@ -5,10 +5,12 @@ OnetapeError
 │   ├── QueryInvalid         an SQL query that cannot be answered; names line and column
 │   ├── NameTaken            a name that means something else on the tape already
 │   ├── NameAmbiguous        a name that means different symbols to different sources
+│   ├── FillConflict         a fill with the id of another that was taken before
 │   └── GapUnknown           a continuous future cannot be adjusted: two contracts have no common trade
 ├── InvalidRecord            a record the tape refuses; names index, field and value
 ├── ImportInvalid            a file to import that cannot be read as described
 ├── SourceRefused            the other side of a source says no, and not to come back
+├── StateUnusable            the file of positions and risk cannot be opened, read or written
 ├── ExportFailed             a file that could not be written; nothing of it is left
 ├── TapeError                the file of the tape
 │   ├── TapeMissing          opened for reading, but there is no file
@@ -82,6 +84,14 @@ class NameTaken(ConfigInvalid):
 
 class NameAmbiguous(ConfigInvalid):
     """A name means different symbols in the records of different sources; names them."""
+
+
+class FillConflict(ConfigInvalid):
+    """A fill has the id of another that was taken before; `facts["fill_id"]` names it. Nothing was changed."""
+
+
+class StateUnusable(OnetapeError):
+    """The file of positions, risk and system state cannot be opened, read or written; nothing was half stored."""
 
 
 class GapUnknown(ConfigInvalid):
