@@ -1,0 +1,566 @@
+"""The steady tape: what services, feeds and the page hold instead of a Tape, so that its outage is none of theirs.
+
+    tape = SteadyTape("market_data.db")          # never raises for a tape that is away
+    tape.append(Tick(...))                       # a SeqRange; None: held in memory, not durable yet
+    tape.status                                  # on the tape, or why not, and how much is held
+
+Away is a tape that is missing, locked, read-only, full or damaged. Then records are kept in a bounded ring, reads are
+answered from it (and from the file, where that can still be read), subscribers get each record once as always. A thread
+looks every `retry_s` whether the tape can be used again, and writes what was held, in order, each delivery under the
+identity it came with or one of its own, so that not knowing whether the last write was stored costs nothing. A file
+that was found damaged is not written to before somebody has changed it and it is found healthy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from onetape import tape as tapes
+from onetape.clock import Time, now_ns
+from onetape.errors import (
+    ConfigInvalid,
+    CursorConflict,
+    InvalidRecord,
+    TapeBusy,
+    TapeClosed,
+    TapeDamaged,
+    TapeError,
+    TapeFull,
+    TapeMissing,
+    TapeReadOnly,
+    TapeTooNew,
+    TapeUnusable,
+)
+from onetape.facts import SymbolInfo
+from onetape.live.subscription import Subscription, SubscriptionStats, WhenSlow
+from onetape.record import Bar, Record, SeqRange, Tick
+from onetape.steady import merged
+from onetape.steady.beat import SteadyBeat
+from onetape.steady.follower import SteadyFollower
+from onetape.steady.ring import Cursor, Held, Ring
+from onetape.store import table
+from onetape.tape import Tape, care
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger("onetape.steady")
+
+#: Errors that say that the tape is away; any other is about what was asked.
+AWAY = (TapeBusy, TapeFull, TapeReadOnly, TapeDamaged, TapeUnusable, TapeMissing, TapeTooNew, TapeClosed)
+#: A tape that is locked for longer is away: services do not wait as long as an import does, ms.
+BUSY_MS = 1_000
+
+
+class SteadyStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a steady tape is. `since_ns`: when that began; `held` records wait for the tape in a ring of `ring_records`.
+
+    dropped: records that the full ring let go, lost for the tape. written_back: records stored after an outage.
+    outages: how often the tape was away.
+    """
+
+    on_tape: bool
+    reason: str | None
+    since_ns: int
+    held: int
+    ring_records: int
+    dropped: int
+    written_back: int
+    outages: int
+
+
+class SteadyTape:
+    """See the module. All methods may be called from any thread; `start()` begins to look for a tape that is away."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "market_data.db",
+        *,
+        ring_records: int = 100_000,
+        retry_s: float = 1.0,
+        busy_timeout_ms: int = BUSY_MS,
+        **options: Any,
+    ) -> None:
+        if ring_records < 1 or retry_s <= 0:
+            raise ConfigInvalid(
+                f"ring_records = {ring_records}, retry_s = {retry_s}", hint="at least 1 record, and above 0 s"
+            )
+        self.path = Path(os.path.realpath(path))
+        self._options = {**options, "busy_timeout_ms": busy_timeout_ms}
+        self._retry_s = retry_s
+        self._ring = Ring(ring_records)
+        self._lock = threading.RLock()
+        self._given_back = threading.Lock()
+        self._back: list[tuple[int, int, int]] = []  # positions first to last that were stored late, by held number
+        self._followers: weakref.WeakSet[SteadyFollower] = weakref.WeakSet()
+        self._subscriptions: list[Subscription] = []
+        self._cursors: dict[str, str | None] = {}
+        self._tape: Tape | None = None
+        self._file: tuple[int, int] | None = None
+        self._reason: str | None = None
+        self._damaged: tuple[int, ...] | None = None
+        self._vanished = False
+        self._since_ns = now_ns()
+        self._outages = self._written_back = self._refused = 0
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        try:
+            self._open()
+        except AWAY as error:
+            self._go_away(error)
+
+    # The tape itself
+
+    @property
+    def tape(self) -> Tape | None:
+        """The tape while records reach it; None while it is away."""
+        return self._tape if self._reason is None else None
+
+    @property
+    def status(self) -> SteadyStatus:
+        """How it is."""
+        with self._lock:
+            return SteadyStatus(
+                on_tape=self._reason is None,
+                reason=self._reason,
+                since_ns=self._since_ns,
+                held=self._ring.records,
+                ring_records=self._ring.records_max,
+                dropped=self._ring.dropped + self._refused,
+                written_back=self._written_back,
+                outages=self._outages,
+            )
+
+    def start(self) -> SteadyTape:
+        """Begin to look for a tape that is away. Repeating it is harmless."""
+        with self._lock:
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._keep, name="onetape-steady", daemon=True)
+                self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Try once more to store what is held, end subscriptions, and close the file."""
+        if self._closed.is_set():
+            return
+        if self._thread is not None:
+            self.look()
+        self._closed.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(10)
+        for subscription in list(self._subscriptions):
+            subscription.close()
+        for follower in list(self._followers):
+            follower.close()
+        with self._lock:
+            if self._ring.records:
+                log.error("%d records were held in memory and are lost: %s", self._ring.records, self._reason)
+            made, self._tape = self._tape, None
+            if self._reason is None:
+                self._reason = "it is closed"
+        if made is not None:
+            made.close()
+
+    def __enter__(self) -> SteadyTape:
+        return self.start()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    # Writing
+
+    def append(
+        self,
+        records: Tick | Bar | Sequence[Tick | Bar],
+        *,
+        batch: str | None = None,
+        ids: Sequence[bytes] | None = None,
+        cursor: Cursor | None = None,
+        on_invalid: Any = "raise",
+    ) -> SeqRange | None:
+        """As Tape.append(); None where the records are held in memory until the tape is back.
+
+        Raises what the records themselves deserve (InvalidRecord, ConfigInvalid, CursorConflict); and TapeFull where
+        the tape is away and there is no room for what a source can give again (a delivery with a cursor).
+        """
+        if self._reason is None:
+            tape = self._tape
+            try:
+                self._same_file()
+                assert tape is not None
+                return tape.append(records, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
+            except AWAY as error:
+                self._go_away(error)
+        found = [records] if isinstance(records, Tick | Bar) else list(records)
+        return self._hold(found, batch, ids, cursor, on_invalid)
+
+    def append_table(
+        self,
+        data: Any,
+        *,
+        batch: str | None = None,
+        ids: Sequence[bytes] | None = None,
+        cursor: Cursor | None = None,
+        on_invalid: Any = "raise",
+    ) -> SeqRange | None:
+        """As Tape.append_table(); None where the ticks are held in memory."""
+        if self._reason is None:
+            tape = self._tape
+            try:
+                self._same_file()
+                assert tape is not None
+                return tape.append_table(data, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
+            except AWAY as error:
+                self._go_away(error)
+        found = table.from_table(data)
+        if cursor is not None and len(found) > self._ring.records_max - self._ring.records:
+            raise TapeFull(f"the tape is away: {self._reason}", hint="the source waits, and gives the records again")
+        first = max(0, len(found) - self._ring.records_max)
+        rows = [found.record(at) for at in range(first, len(found))]
+        return self._hold([Tick(**row) for row in rows], batch, ids and ids[first:], cursor, on_invalid)
+
+    def cursor(self, name: str) -> str | None:
+        """As Tape.cursor(), also of what is held. A tape that is away is remembered as it was last asked."""
+        held = self._ring.cursor(name)
+        if held is not None:
+            return held
+        found: str | None = self._asked(lambda tape: tape.cursor(name), lambda: self._cursors.get(name))
+        self._cursors[name] = found
+        return found
+
+    def heartbeat(self, source: str | None, symbols: Iterable[str], since: Time | None = None) -> SteadyBeat:
+        """As Tape.heartbeat(); the time in which the tape was away is not covered by it."""
+        return SteadyBeat(lambda: self.tape, source, symbols, since)
+
+    def cover(self, symbol: str, start: Time, end: Time, *, source: str | None = None) -> None:
+        """As Tape.cover(), while the tape is there; a word that is not stored leaves the time unknown."""
+        self._said(lambda tape: tape.cover(symbol, start, end, source=source))
+
+    def mark_missing(self, symbol: str, start: Time, end: Time, *, source: str | None = None) -> None:
+        """As Tape.mark_missing(), while the tape is there."""
+        self._said(lambda tape: tape.mark_missing(symbol, start, end, source=source))
+
+    # Reading
+
+    @property
+    def head(self) -> int | None:
+        """The position of the newest record on the tape, None while it is away."""
+        tape = self.tape
+        if tape is None:
+            return None
+        try:
+            return tape.stats().head
+        except AWAY:
+            return None
+
+    def latest(self, symbol: str | None = None) -> Any:
+        """As Tape.latest(): of what is on the tape and what is held, the greatest event time."""
+        if symbol is not None:
+            found = self._asked(lambda tape: tape.latest(symbol), lambda: None)
+            return found if not self._ring.records else merged.latest([found], self._ring.ticks(symbol)).get(symbol)
+        every = self._asked(lambda tape: tape.latest(), dict)
+        return every if not self._ring.records else merged.latest(every.values(), self._ring.ticks())
+
+    def recent(self, symbol: str, count: int = 1000) -> list[Tick]:
+        """As Tape.recent(): the newest ticks, ascending."""
+        found: list[Tick] = self._asked(lambda tape: tape.recent(symbol, count), list)
+        return found if not self._ring.records else merged.recent(found, self._ring.ticks(symbol), count)
+
+    def symbols(self) -> list[SymbolInfo]:
+        """As Tape.symbols()."""
+        found: list[SymbolInfo] = self._asked(lambda tape: tape.symbols(), list)
+        return found if not self._ring.records else merged.symbols(found, self._ring.ticks())
+
+    def symbol_names(self) -> list[str]:
+        """Return the names of the symbols, sorted."""
+        return [info.symbol for info in self.symbols()]
+
+    def read(
+        self, symbol: str, start: Time | None = None, end: Time | None = None, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """As Tape.read(), of one symbol."""
+        found = self._asked(lambda tape: tape.read(symbol, start, end, columns=columns), lambda: None)
+        if found is not None and not self._ring.records:
+            return found
+        return merged.table(found, self._ring.ticks(symbol), symbol, start, end, columns)
+
+    def bar_list(
+        self, symbol: str, interval: str = "1min", start: Time | None = None, end: Time | None = None, **how: Any
+    ) -> list[Bar]:
+        """As Tape.bar_list(); bars of what is held are folded from it, and joined with those of the tape."""
+        found: list[Bar] = self._asked(lambda tape: tape.bar_list(symbol, interval, start, end, **how), list)
+        return found if not self._ring.records else merged.bars(found, self._ring.ticks(symbol), interval, start, end)
+
+    def bars(
+        self, symbol: str, interval: str = "1min", start: Time | None = None, end: Time | None = None, **how: Any
+    ) -> pa.Table:
+        """As Tape.bars(), of one symbol. While records are held, time bars of trades have the columns of given bars."""
+        if not self._ring.records:
+            found = self._asked(lambda tape: tape.bars(symbol, interval, start, end, **how), lambda: None)
+            if found is not None:
+                return found
+        from onetape.store import arrow
+
+        return arrow.bars_to_arrow(self.bar_list(symbol, interval, start, end, **how))
+
+    def follow(self, symbols: str | Iterable[str] | None = None, from_seq: int | None = None) -> SteadyFollower:
+        """Return a follower from a position (None: from now) that goes on through outages."""
+        made = SteadyFollower(
+            lambda position: self._follower(symbols, position),
+            self._without_again,
+            symbols,
+            from_seq,
+            self._ring.number,
+            self._ring.records_max,
+            self._followers.discard,
+        )
+        self._followers.add(made)
+        return made
+
+    def subscribe(
+        self,
+        callback: Callable[[Record], object],
+        symbols: str | Iterable[str] | None = None,
+        when_slow: WhenSlow = "drop_oldest",
+        queue_records: int = 1000,
+        *,
+        from_seq: int | None = None,
+    ) -> Subscription:
+        """As Tape.subscribe(), through outages: each record once; those that came in an outage have seq None."""
+        if when_slow not in ("block", "drop_oldest", "conflate", "disconnect"):
+            raise ConfigInvalid(
+                f"when_slow = {when_slow!r}", hint="it is 'block', 'drop_oldest', 'conflate' or 'disconnect'"
+            )
+        if queue_records < 1:
+            raise ConfigInvalid(f"queue_records = {queue_records}", hint="it is at least 1")
+        follower: Any = self.follow(symbols, from_seq)
+        made = Subscription(follower, callback, when_slow, queue_records, self._ended)
+        self._subscriptions.append(made)
+        return made
+
+    def subscription_stats(self) -> list[SubscriptionStats]:
+        """Return what subscriptions have done."""
+        head = self.head or 0
+        return [one.stats(head) for one in list(self._subscriptions)]
+
+    # Coming and going
+
+    def look(self) -> bool:
+        """Look at once whether the tape can be used, and store what is held; return whether it is."""
+        with self._lock:
+            if self._closed.is_set():
+                return False
+            if self._reason is None:
+                try:
+                    self._same_file()
+                except AWAY as error:
+                    self._go_away(error)
+                return self._reason is None
+            try:
+                if not self._may_return():
+                    return False
+                self._open()
+                assert self._tape is not None
+                head = self._tape.stats().head
+                for follower in list(self._followers):
+                    follower.begin(head)  # "from now" was said while there was no tape to say where that is
+                self._write_back()
+            except AWAY as error:
+                self._stay_away(error)
+                return False
+            self._reason, self._damaged, self._vanished = None, None, False
+            self._since_ns = now_ns()
+            log.info("the tape is back: %s", self.path)
+        for follower in list(self._followers):
+            follower.poke()
+        return True
+
+    def _keep(self) -> None:
+        while not self._closed.wait(self._retry_s):
+            try:
+                self.look()
+            except Exception:  # (whatever it was, the next look may find the tape)
+                log.exception("looking for the tape failed")
+
+    def _open(self) -> None:
+        if self._tape is None:
+            made = tapes.open(self.path, **self._options)
+            self._tape, self._file = made, _identity(self.path)
+
+    def _same_file(self) -> None:
+        """Raise TapeMissing where the file that is open is not the one at the path any more."""
+        try:
+            found = os.stat(self.path)  # noqa: PTH116  (at each append: a microsecond, of a Path two)
+        except OSError as error:
+            raise TapeMissing(f"{self.path} is gone: {error.strerror}", hint="bring it back") from error
+        if (found.st_dev, found.st_ino) != self._file:
+            raise TapeMissing(f"{self.path} was replaced by another file", hint="it is opened by itself")
+
+    def _go_away(self, error: TapeError) -> None:
+        with self._lock:
+            if self._reason is None:
+                self._outages += 1
+                self._since_ns = now_ns()
+                log.warning("the tape is away, records are held in memory: %s", error)
+            self._stay_away(error)
+        for follower in list(self._followers):
+            follower.away()
+
+    def _stay_away(self, error: TapeError) -> None:
+        self._reason = str(error)
+        if isinstance(error, TapeMissing) and self._tape is not None:
+            self._vanished = True
+        if isinstance(error, TapeDamaged | TapeUnusable) and self.path.is_file():
+            self._damaged = _stamp(self.path)
+        if isinstance(error, TapeDamaged | TapeUnusable | TapeMissing | TapeTooNew | TapeReadOnly | TapeClosed):
+            self._let_go()
+
+    def _let_go(self) -> None:
+        made, self._tape = self._tape, None
+        if made is not None:
+            with contextlib.suppress(Exception):  # it is broken already
+                made.close()
+
+    def _may_return(self) -> bool:
+        """Return whether it makes sense to open the tape: not the same damage, nor no file where there was one."""
+        if self._vanished and not self.path.exists():
+            return False
+        if self._damaged is not None and self.path.exists():
+            if _stamp(self.path) == self._damaged:
+                return False
+            self._damaged = _stamp(self.path)
+            checked = care.doctor(self.path)
+            if not checked.healthy:
+                self._reason = f"{self.path} is damaged still: {checked.problems[0].message}"
+                return False
+        return True
+
+    def _write_back(self) -> None:
+        """Store what is held, in order. Raises what says that the tape is away again."""
+        tape = self._tape
+        assert tape is not None
+        while (held := self._ring.first()) is not None:
+            with self._given_back:
+                done = self._stored(tape, held)
+                if done is not None and done.last >= done.first:
+                    self._back.append((done.first, done.last, held.number))
+                    self._written_back += done.stored
+            self._ring.remove(held)
+
+    def _stored(self, tape: Tape, held: Held) -> SeqRange | None:
+        name = None if held.cursor is None else held.cursor[0]
+        try:
+            return tape.append(
+                list(held.records), batch=held.batch, ids=held.ids, cursor=held.cursor, on_invalid="quarantine"
+            )
+        except CursorConflict as error:
+            assert held.cursor is not None and name is not None
+            if tape.cursor(name) == held.cursor[2]:
+                return None  # it was stored, and the answer was lost
+            # The source gives again what comes behind the tape's cursor: it is told by its next append.
+            log.error("%s: %d held records are left to their source, which gives them again: %s", name,
+                      len(held.records), error)  # fmt: skip
+            return None
+        except InvalidRecord as error:
+            self._refused += len(held.records)
+            log.error("%d held records are refused by the tape: %s", len(held.records), error)
+            return None
+
+    def _hold(
+        self,
+        records: Sequence[Tick | Bar],
+        batch: str | None,
+        ids: Sequence[bytes] | None,
+        cursor: Cursor | None,
+        on_invalid: str,
+    ) -> SeqRange | None:
+        good = _checked(records, raising=on_invalid != "quarantine")
+        with self._lock:
+            if self._reason is None and self._tape is not None:  # it came back just now
+                return self._tape.append(
+                    list(records),
+                    batch=batch,
+                    ids=ids,
+                    cursor=cursor,
+                    on_invalid=on_invalid,  # type: ignore[arg-type]
+                )
+            if self._closed.is_set():
+                raise TapeClosed(f"{self.path} is closed", hint="open it again")
+            self._ring.add(records, batch, ids, cursor, on_invalid)
+        for follower in list(self._followers):
+            follower.hold(good)
+        return None
+
+    def _asked(self, ask: Callable[[Tape], Any], otherwise: Callable[[], Any]) -> Any:
+        """Return what the tape answers, also one that only cannot be written; else the other answer."""
+        tape = self._tape
+        if tape is None:
+            return otherwise()
+        try:
+            return ask(tape)
+        except AWAY as error:
+            if not isinstance(error, TapeBusy):
+                self._go_away(error)
+            return otherwise()
+
+    def _said(self, say: Callable[[Tape], None]) -> None:
+        tape = self.tape
+        if tape is not None:
+            try:
+                say(tape)
+            except AWAY as error:
+                log.warning("a word on coverage is not stored: %s", error)
+
+    def _follower(self, symbols: str | Iterable[str] | None, position: int | None) -> Any:
+        tape = self._tape
+        if tape is None:
+            raise TapeMissing(f"the tape is away: {self._reason}")
+        if position is None:
+            return tape.follow(symbols)
+        return tape.follow(symbols, from_seq=min(position, tape.stats().head))
+
+    def _without_again(self, found: list[Record], held_from: int) -> list[Record]:
+        with self._given_back:  # what is just being stored late is known once this is free
+            back = [(first, last) for first, last, number in self._back if number > held_from]
+        if not back:
+            return found
+        return [r for r in found if not any(first <= (r.seq or 0) <= last for first, last in back)]
+
+    def _ended(self, subscription: Subscription) -> None:
+        with contextlib.suppress(ValueError):
+            self._subscriptions.remove(subscription)
+
+
+def _checked(records: Sequence[Tick | Bar], *, raising: bool) -> list[Tick | Bar]:
+    """Return the valid records. Raises InvalidRecord for the first that is not, where it is to."""
+    good: list[Tick | Bar] = []
+    for index, record in enumerate(records):
+        try:
+            for kind, _, run in table.split_by_kind([record]):
+                for problem in table.from_records(run, kind, index).problems():
+                    raise InvalidRecord(index, problem.field, problem.value, problem.why)
+            good.append(record)
+        except InvalidRecord:
+            if raising:
+                raise
+    return good
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when somebody changes the file."""
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
