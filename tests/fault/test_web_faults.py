@@ -19,6 +19,7 @@ from onetape.config import WebSettings
 from onetape.errors import ConfigInvalid
 from onetape.record import MINUTE_NS
 from onetape.services.system import System
+from onetape.steady import SteadyTape
 from onetape.web.server import check
 
 T0 = 1_700_000_040_000_000_000 // MINUTE_NS * MINUTE_NS
@@ -382,3 +383,65 @@ def served_on(tape, port):
             made.stop()
 
     return run()
+
+
+# The tape goes away
+
+
+def test_bars_go_on_while_the_tape_is_away_and_are_the_tapes_when_it_is_back(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with SteadyTape(folder / "t.db", retry_s=0.05, retention_days=None) as steady:
+        steady.append([trade(minute) for minute in range(10)])
+        with served(System(tape=steady)) as server, Page(server) as page:
+            page.subscribe("A")
+            page.until("snapshot")
+            position = page.position
+            folder.rename(tmp_path / "gone")
+            held = 0
+            while not held:  # until it is noticed, it goes to the file that was renamed
+                steady.append(trade(10, 7.0))
+                held = steady.status.held
+                time.sleep(0.05)
+            steady.append(trade(11, 5.0))
+            while (T0 + 11 * MINUTE_NS) // 1_000_000 not in page.bars["A"]:
+                page.hear()
+            while page.until("status")["steady"]["on_tape"]:
+                pass
+            assert httpx2.get(server.address + "/readyz").status_code == 503
+            assert httpx2.get(server.address + "/healthz").status_code == 200
+            with httpx2.Client(base_url=server.address) as client:
+                assert client.get("/api/v1/candles?symbol=A").json()["bars"]
+                assert client.get("/api/v1/tape").json()["stats"] is None
+                assert "onetape_tape_up 0.0" in client.get("/metrics").text
+            (tmp_path / "gone").rename(folder)
+            while not page.until("status")["steady"]["on_tape"]:
+                pass
+            steady.append(trade(12, 6.0))
+            expected = [
+                [bar.ts_start_ns // 1_000_000, bar.open, bar.high, bar.low, bar.close, bar.volume, 0, bar.complete]
+                for bar in steady.bar_list("A")
+            ]
+            assert len(expected) == 13
+            while [[*row[:6], 0, row[7]] for _, row in sorted(page.bars["A"].items())] != expected:
+                page.hear()
+            assert page.position is None or page.position > position
+
+
+def test_a_server_that_starts_without_its_tape_begins_when_it_is_there(tmp_path):
+    folder = tmp_path / "later"
+    with SteadyTape(folder / "t.db", retry_s=0.05, retention_days=None) as steady:
+        steady.append(trade(0))
+        with served(System(tape=steady)) as server, Page(server) as page:
+            page.subscribe("A")
+            assert page.until("snapshot", "error")["position"] is None
+            steady.append(trade(1))
+            while len(page.bars["A"]) < 2:
+                page.hear()
+            folder.mkdir()
+            while not page.until("status")["steady"]["on_tape"]:
+                pass
+            steady.append(trade(2))
+            while len(page.bars["A"]) < 3 or page.position is None:
+                page.hear()
+            assert [row[1] for _, row in sorted(page.bars["A"].items())] == [10.0, 10.0, 10.0]

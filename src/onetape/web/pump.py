@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onetape.errors import OnetapeError
+from onetape.record import Tick
 from onetape.store import query
 from onetape.store.interval import parse
 from onetape.web.rows import BarRow, bar_row, bar_rows, last_of
@@ -65,6 +66,7 @@ class Pump:
         self._of: Tape | None = None
         self._tail: Tail | None = None
         self._tail_position: int | None = None
+        self._seen: dict[str, Tick] = {}
         self._seen_ns: dict[str, int] = {}
         self._thread: threading.Thread | None = None
         self.trouble: str | None = None
@@ -149,10 +151,12 @@ class Pump:
             wanted = set().union(*self._wanted.values())
         found: Told = {}
         for symbol in wanted:
-            tick = self._tape.latest(symbol)
-            if tick is None or tick.ts_event_ns <= self._seen_ns.get(symbol, -1):
+            tick, before = self._tape.latest(symbol), self._seen.get(symbol)
+            if tick is None or tick == before:
                 continue
-            newer = [one for one in self._tape.recent(symbol, 1000) if one.ts_event_ns > self._seen_ns.get(symbol, -1)]
+            self._seen[symbol] = tick
+            since = -1 if before is None else before.ts_event_ns
+            newer = [one for one in self._tape.recent(symbol, 1000) if one.ts_event_ns >= since]
             found[symbol] = len(newer), last_of(newer)
         return found
 
