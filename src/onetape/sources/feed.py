@@ -22,6 +22,7 @@ from onetape.errors import CursorConflict, InvalidRecord, OnetapeError, SourceRe
 from onetape.record import Bar, SeqRange, Tick
 from onetape.sources.beats import Beats
 from onetape.sources.inbox import Arrived, Inbox
+from onetape.sources.placed import Placed
 from onetape.sources.source import ALIVE_S, Backoff, Delivery, Source, SourceStats
 from onetape.store import table
 
@@ -112,6 +113,9 @@ class Feed:
         try:
             self._cursor = self.tape.cursor(self.source.cursor_name)
             self.source.resume(self._cursor)
+            adopt = getattr(self.source, "adopt", None)
+            if adopt is not None:  # a source of several places, each with a cursor of its own
+                adopt(self.tape.cursor)
             pump.start()
             while (arrived := self._inbox.take(self._join_records, ALIVE_S)) is not None:
                 for joined in _joined(arrived):
@@ -164,6 +168,10 @@ class Feed:
             self._beats.beat(last.at_ns, last.live, last.reconnects)
 
     def _commit(self, deliveries: Sequence[Delivery]) -> None:
+        place = next((one.place for one in deliveries if isinstance(one, Placed)), None)
+        if place is not None:
+            self._commit_placed(deliveries, *place)
+            return
         after = next((one.cursor for one in reversed(deliveries) if one.cursor is not None), None)
         deliveries = self._without_known(deliveries)
         moved = after is not None and after != self._cursor
@@ -185,6 +193,11 @@ class Feed:
         elif count:
             self._append(records, columns is not None, count)
         self._at_begin = self._at_begin and not moved
+
+    def _commit_placed(self, deliveries: Sequence[Delivery], name: str, before: str | None, after: str) -> None:
+        (one,) = deliveries
+        records = one.records if one.columns is None else one.columns
+        self._append(records, one.columns is not None, one.count, cursor=(name, before, after))
 
     def _without_known(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Leave out what is at the cursor that the tape had at the begin; refuse a cursor that stands still later."""
@@ -253,6 +266,8 @@ def _joined(arrived: Sequence[Arrived]) -> Iterable[list[Arrived]]:
         first = group[0].delivery if group else None
         if first is not None and (
             first.columns is not None
+            or isinstance(first, Placed)
+            or isinstance(one.delivery, Placed)
             or one.delivery.columns is not None
             or (first.ids is None) != (one.delivery.ids is None)
         ):

@@ -1,0 +1,264 @@
+"""Redis streams as a source: one or many, new ones of a pattern too, each entry once, and what was trimmed away a gap.
+
+    [[source]]
+    kind = "redis_stream"
+    url = "redis://localhost:6379/1"
+    streams = ["ticks:historical:{symbol}"]
+
+Where a stream was read to is kept on the tape under the name that a migration uses for it: what one has landed the
+other goes on from. Nothing is written to the server, and there is no consumer group.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from onetape.clock import now_ns
+from onetape.errors import ConfigInvalid, EndpointError
+from onetape.migrate.endpoint import Endpoint, ReplyError, is_lost
+from onetape.migrate.hash_ticks import columns_for_tape
+from onetape.migrate.merge import merged_identity
+from onetape.migrate.tick_fields import TickDecoder
+from onetape.migrate.ticks import cursor_name
+from onetape.sources.file_reading import log
+from onetape.sources.placed import Placed
+from onetape.sources.source import Delivery, Reconnecting
+from onetape.sources.stream_track import Track, id_ns
+
+#: Entries of one stream read at once.
+_PAGE = 2_000
+_BLOCK_MS = 500
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The keys of a source of kind "redis_stream".
+
+    streams: names, or patterns: * and ? as in Redis, {symbol} for the part that is the symbol. symbol: of all entries
+    where neither says it. begin: where a stream without a position is read from: "first" or "new". timezone: of naive
+    times in entries. source: of the ticks. rescan_s: how often new streams are looked for. cursors: how the names of
+    the positions on the tape begin; another one for a second server with streams of the same names.
+    """
+
+    streams: tuple[str, ...]
+    url: str = "redis://localhost:6379"
+    symbol: str | None = None
+    begin: Literal["first", "new"] = "first"
+    timezone: str = "UTC"
+    source: str = "redis"
+    rescan_s: float = 5.0
+    cursors: str = "redis"
+
+
+class RedisStreamSource(Reconnecting):
+    """Reads streams. `adopt(lookup)` gives it the positions on the tape; a feed calls it before iterating."""
+
+    kind = "redis_stream"
+
+    def __init__(self, name: str, options: Options, *, clock: Callable[[], int] = now_ns) -> None:
+        super().__init__(name, clock=clock)
+        if not options.streams:
+            raise ConfigInvalid("streams is empty", hint='such as streams = ["ticks:historical:{symbol}"]')
+        self._options = options
+        self._patterns = [(_glob(text), _regex(text)) for text in options.streams]
+        self._decoder = TickDecoder(options.timezone)
+        self._tracks: dict[bytes, Track] = {}
+        self._lookup: Callable[[str], str | None] = lambda _name: None
+        self._live_ns: int | None = None
+        self._gapped: set[bytes] = set()
+        path = urlsplit(options.url).path.strip("/")
+        self._db = int(path) if path.isdecimal() else 0
+
+    def adopt(self, lookup: Callable[[str], str | None]) -> None:
+        """Take the positions of streams from `lookup(name)`: a tape's cursors, those of a migration among them."""
+        self._lookup = lookup
+
+    def _session(self) -> Iterator[Delivery]:
+        try:
+            with_endpoint = Endpoint.connect(self._options.url, db=self._db, writable=False)
+        except EndpointError as error:
+            raise _lost(error) from error
+        try:
+            yield from self._reading(with_endpoint)
+        except EndpointError as error:
+            raise _lost(error) from error
+        finally:
+            with_endpoint.close()
+
+    def _reading(self, endpoint: Endpoint) -> Iterator[Delivery]:
+        known = list(self._tracks.values())
+        self._gapped.clear()
+        yield from self._resumed(endpoint, known)
+        yield from self._found(endpoint)
+        self._live()
+        looked, back_ns = time.monotonic(), self._live_ns
+        while not self.stopped:
+            pages = self._read(endpoint)
+            yield from self._pages(endpoint, pages)
+            if not pages:
+                if back_ns is not None:  # all is read that came while the connection was away
+                    whole = [one.symbol for one in known if one.symbol and one.key not in self._gapped]
+                    yield Delivery(covers=[(symbol, back_ns, self._clock()) for symbol in whole])
+                    back_ns = None
+                self._live_ns = self._clock()
+                yield Delivery()
+            if time.monotonic() - looked > self._options.rescan_s:
+                yield from self._resumed(endpoint, list(self._tracks.values()), only_back=True)
+                yield from self._found(endpoint)
+                looked = time.monotonic()
+
+    def _read(self, endpoint: Endpoint) -> list[Any]:
+        if not self._tracks:
+            self._wait(_BLOCK_MS / 1000)
+            return []
+        tracks = list(self._tracks.values())
+        ids = [track.at or "0-0" for track in tracks]
+        keys = [track.key for track in tracks]
+        reply = endpoint.call("XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK_MS, "STREAMS", *keys, *ids)
+        return reply or []
+
+    def _pages(self, endpoint: Endpoint, pages: Sequence[Any]) -> Iterator[Delivery]:
+        for key, entries in pages:
+            track = self._tracks[key]
+            before = track.at
+            track.read(entries)
+            yield from self._delivered(track, entries, before)
+        infos = endpoint.pipeline([("XINFO", "STREAM", key) for key, _entries in pages])
+        for (key, _entries), info in zip(pages, infos, strict=True):
+            track = self._tracks[key]
+            gap = None if isinstance(info, ReplyError) else track.settle(info)
+            if gap is not None:
+                self._count(dropped=gap[0])
+                self._tell_gap(track, gap[1], f"{gap[0] or 'some'} entries were trimmed away before they were read")
+                yield Delivery(missing=[(track.symbol, *gap[1])] if track.symbol else ())
+
+    def _delivered(self, track: Track, entries: Sequence[Any], before: str | None) -> Iterator[Delivery]:
+        """Yield a page's ticks; those that a migration merged in are known by the identities they carry."""
+        gone = [entry for entry in entries if entry[1] is None]
+        whole = [entry for entry in entries if entry[1] is not None] if gone else entries
+        merged = [entry for entry in whole if merged_identity(entry[1]) is not None]
+        own = [entry for entry in whole if merged_identity(entry[1]) is None] if merged else whole
+        if merged:
+            columns, rows = self._decoded(track, merged, [fields[:-2] for _id, fields in merged])
+            ids = [bytes.fromhex(merged[row][1][-1].decode()) for row in rows]
+            if ids:
+                yield Delivery(columns=columns, ids=ids)
+        columns, rows = self._decoded(track, own, [fields for _id, fields in own])
+        assert track.at is not None
+        yield Placed(columns=columns if rows else None, place=(track.cursor, before, track.at))
+
+    def _decoded(
+        self, track: Track, entries: Sequence[Any], fields: Sequence[Any]
+    ) -> tuple[dict[str, Any], Sequence[int]]:
+        symbol = track.symbol or self._options.symbol or ""
+        decoded = self._decoder.decode(fields, [symbol] * len(entries), [id_ns(one[0]) for one in entries])
+        unread = sorted(set(decoded.rejected) - set(decoded.rows))
+        if unread:  # those that can be read are for the tape to refuse
+            self._count(refused=len(unread))
+            first = f"{track.key!r} {entries[unread[0]][0].decode()}: {decoded.rejected[unread[0]]}"
+            self._facts = {"first_refused": first, **self._facts}
+            log.warning("%s: %d entries are no ticks, first %s", self.name, len(unread), first)
+        return columns_for_tape(decoded, self._options.source), decoded.rows
+
+    def _resumed(self, endpoint: Endpoint, tracks: Sequence[Track], only_back: bool = False) -> Iterator[Delivery]:
+        """Look whether each stream goes on where it was read to, and yield what is missing where it does not.
+
+        `only_back`: only whether it was taken back, where its server has lost nothing else since.
+        """
+        commands: list[tuple[Any, ...]] = []
+        for track in tracks:
+            commands += [("XINFO", "STREAM", track.key), ("XRANGE", track.key, track.at or "-", track.at or "-")]
+        replies = endpoint.pipeline(commands)
+        for place, track in enumerate(tracks):
+            info, there = replies[2 * place : 2 * place + 2]
+            if isinstance(info, ReplyError) or isinstance(there, ReplyError) or track.at is None:
+                continue  # it is away, and is looked at again
+            if only_back and _end_of(info) >= _place_of(track.at):
+                continue
+            found = track.resumed(info, bool(there))
+            if found is None:
+                continue
+            at, span = found
+            missing = [(track.symbol, *span)] if track.symbol else ()
+            if at == track.at:
+                self._tell_gap(track, span, f"entries behind {at} were trimmed away before they were read")
+                yield Delivery(missing=missing)
+            else:
+                self._tell_gap(track, span, f"it ends at {at} and was read to {track.at}: the server has lost data")
+                before, track.at = track.at, at
+                assert at is not None
+                yield Placed(missing=missing, place=(track.cursor, before, at))
+
+    def _tell_gap(self, track: Track, span: tuple[int, int], why: str) -> None:
+        self._gapped.add(track.key)
+        log.warning("%s: stream %r: %s", self.name, track.key, why)
+        self._facts = {**self._facts, "last_gap": f"{track.key.decode('utf-8', 'replace')}: {why}"}
+
+    def _found(self, endpoint: Endpoint) -> Iterator[Delivery]:
+        """Begin to read streams that are new."""
+        new: list[Track] = []
+        for glob, pattern in self._patterns:
+            for key in self._keys(endpoint, glob):
+                match = pattern.fullmatch(key)
+                if match is None or key in self._tracks:
+                    continue
+                part = match.groupdict().get("symbol")
+                symbol = key.partition(b":")[2] if part is None else part
+                told = self._options.symbol or symbol.decode("utf-8", "replace")
+                cursor = cursor_name(key)
+                name = self._options.cursors + cursor[len("redis") :]
+                track = Track(key, told, name, self._lookup(name))
+                if track.at is None and self._options.begin == "new":
+                    info = endpoint.pipeline([("XINFO", "STREAM", key)])[0]
+                    if not isinstance(info, ReplyError):
+                        track.at = info[info.index(b"last-generated-id") + 1].decode()
+                        yield Placed(place=(name, None, track.at))
+                self._tracks[key] = track
+                new.append(track)
+        self._facts = {**self._facts, "streams": len(self._tracks)}
+        yield from self._resumed(endpoint, [track for track in new if track.at is not None])
+
+    def _keys(self, endpoint: Endpoint, glob: bytes) -> Iterator[bytes]:
+        if not re.search(rb"[*?\[\\]", glob):
+            if endpoint.call("TYPE", glob) in (b"stream", b"none"):
+                yield glob
+            return
+        cursor = b"0"
+        while True:
+            cursor, keys = endpoint.call("SCAN", cursor, "MATCH", glob, "COUNT", 1000, "TYPE", "stream")
+            yield from keys
+            if cursor == b"0" or self.stopped:
+                return
+
+
+def _end_of(info: Sequence[Any]) -> tuple[int, int]:
+    return _place_of(info[info.index(b"last-generated-id") + 1].decode())
+
+
+def _place_of(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number or 0)
+
+
+def _lost(error: EndpointError) -> BaseException:
+    return ConnectionError(str(error)) if is_lost(error) else error
+
+
+def _glob(text: str) -> bytes:
+    return text.replace("{symbol}", "*").encode()
+
+
+def _regex(text: str) -> re.Pattern[bytes]:
+    parts = re.split(r"(\{symbol\}|\*|\?)", text)
+    kinds = {"{symbol}": b"(?P<symbol>.+)", "*": b".*", "?": b"."}
+    return re.compile(b"".join(kinds.get(part) or re.escape(part.encode()) for part in parts), re.DOTALL)
+
+
+def make(name: str, options: Options) -> RedisStreamSource:
+    """Return the source of these options."""
+    return RedisStreamSource(name, options)

@@ -1,0 +1,271 @@
+"""Redis streams and channels as sources: each entry once, what is lost is said, and a migration's places are kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+
+import onetape
+from onetape.embedded import EmbeddedServer
+from onetape.errors import ConfigInvalid
+from onetape.sources import redis_pubsub, registry
+from onetape.sources.feed import Feed
+from onetape.sources.source import Backoff
+
+PATIENCE_S = 60.0
+MS = 1_700_000_000_000
+
+
+@pytest.fixture
+def tape(tmp_path: Path) -> Iterator[onetape.Tape]:
+    with onetape.open(tmp_path / "t.db") as tape:
+        yield tape
+
+
+@contextmanager
+def running(tape: onetape.Tape, **options: Any) -> Iterator[Feed]:
+    source = registry.make(options)
+    source._backoff = Backoff(0.02, 0.1)  # type: ignore[attr-defined]
+    feed = Feed(source, tape)
+    thread = threading.Thread(target=feed.run)
+    thread.start()
+    try:
+        wait_for(lambda: feed.stats.state in ("live", "failed"))
+        yield feed
+    finally:
+        feed.close()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.01)
+
+
+def streams(port: int, **options: Any) -> dict[str, Any]:
+    given = {"streams": ["ticks:historical:{symbol}"], "rescan_s": 0.2}
+    return {"kind": "redis_stream", "url": f"redis://127.0.0.1:{port}", **given, **options}
+
+
+def add(client: redis.Redis, symbol: str, *numbers: int, **more: Any) -> None:
+    for n in numbers:
+        client.xadd(f"ticks:historical:{symbol}", {"price": f"{n}.5", "qty": 1}, id=f"{MS + n}-0", **more)
+
+
+def prices(tape: onetape.Tape, symbol: str = "A") -> list[float]:
+    return [price - 0.5 for price in tape.read(symbol, 0, 2**62, ["price"])["price"].to_pylist()]
+
+
+def missing(tape: onetape.Tape, symbol: str = "A") -> list[tuple[int, int]]:
+    start, end = MS * 1_000_000 - 10**9, time.time_ns()
+    spans = tape.coverage(symbol, start, end)
+    return [(span.start_ns, span.end_ns) for span in spans if span.state == "missing" and span.by]
+
+
+def test_entries_of_many_streams_and_of_new_ones_land_once_over_restarts(
+    server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    client = redis.Redis(port=server.port)
+    add(client, "A", *range(50))
+    add(client, "NFO:B", 1, 2)
+    with running(tape, **streams(server.port)) as feed:
+        wait_for(lambda: len(prices(tape)) == 50 and len(prices(tape, "NFO:B")) == 2)
+        add(client, "C", 7)
+        wait_for(lambda: prices(tape, "C") == [7.0])
+        assert feed.stats.facts["streams"] == 3
+    add(client, "A", *range(50, 60))
+    with running(tape, **streams(server.port)) as feed:
+        wait_for(lambda: len(prices(tape)) >= 60)
+        assert feed.stats.stored == 10 and feed.stats.gaps == 0
+    assert prices(tape) == [float(n) for n in range(60)]
+    assert tape.cursor("redis:ticks:historical:A") == f"{MS + 59}-0"
+    client.close()
+
+
+def test_where_a_migration_has_landed_a_stream_it_is_gone_on_from(server: EmbeddedServer, tape: onetape.Tape) -> None:
+    from onetape.migrate.endpoint import Endpoint
+    from onetape.migrate.plan import Plan
+    from onetape.migrate.ticks import Lander
+
+    client = redis.Redis(port=server.port)
+    add(client, "A", 1, 2, 3)
+    endpoint = Endpoint.connect(f"redis://127.0.0.1:{server.port}")
+    rule = next(rule for rule in Plan.load().rules if rule.parts(b"ticks:historical:A") is not None)
+    Lander(endpoint, 0, tape, "UTC").stream(b"ticks:historical:A", 0, rule)
+    endpoint.close()
+    assert prices(tape) == [1.0, 2.0, 3.0]
+    add(client, "A", 4, 5)
+    with running(tape, **streams(server.port)):
+        wait_for(lambda: prices(tape)[-2:] == [4.0, 5.0])
+    assert prices(tape) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    client.close()
+
+
+def test_what_was_trimmed_away_while_nobody_read_is_missing_and_counted(
+    server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    client = redis.Redis(port=server.port)
+    add(client, "A", 1, 2)
+    with running(tape, **streams(server.port)):
+        wait_for(lambda: len(prices(tape)) == 2)
+    add(client, "A", *range(3, 20), maxlen=5, approximate=False)
+    with running(tape, **streams(server.port)) as feed:
+        wait_for(lambda: prices(tape)[-1:] == [19.0])
+        assert feed.stats.gaps == 1
+    assert prices(tape) == [1.0, 2.0, 15.0, 16.0, 17.0, 18.0, 19.0]
+    ((start_ns, end_ns),) = missing(tape)
+    assert start_ns == (MS + 2) * 1_000_000 and end_ns == (MS + 15) * 1_000_000
+    client.close()
+
+
+def test_a_stream_trimmed_to_its_last_entry_after_all_was_read_has_no_gap(
+    server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    client = redis.Redis(port=server.port)
+    with running(tape, **streams(server.port)) as feed:
+        for n in range(1, 6):
+            add(client, "A", n, maxlen=1, approximate=False)
+            wait_for(lambda n=n: prices(tape)[-1:] == [float(n)])
+        assert (feed.stats.gaps, feed.stats.dropped) == (0, 0)
+    assert missing(tape) == []
+    client.close()
+
+
+def test_entries_that_are_no_ticks_are_counted_and_named_and_stop_nothing(
+    server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    client = redis.Redis(port=server.port)
+    add(client, "A", 1)
+    client.xadd("ticks:historical:A", {"colour": "red"}, id=f"{MS + 2}-0")
+    client.xadd("ticks:historical:A", {"price": "nan"}, id=f"{MS + 3}-0")
+    add(client, "A", 4)
+    with running(tape, **streams(server.port)) as feed:
+        wait_for(lambda: prices(tape) == [1.0, 4.0])
+        wait_for(lambda: feed.stats.refused == 2)
+        assert "no price" in feed.stats.facts["first_refused"]
+    client.close()
+
+
+def test_a_server_that_comes_back_without_its_data_is_a_gap_and_reading_goes_on(
+    fresh_server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    with redis.Redis(port=fresh_server.port) as client:
+        add(client, "A", 1, 2, 3)
+        with running(tape, **streams(fresh_server.port)) as feed:
+            wait_for(lambda: len(prices(tape)) == 3)
+            client.flushall()  # as a restart from an older snapshot: the ids go back
+            add(client, "A", 1)
+            wait_for(lambda: feed.stats.gaps == 1)
+            add(client, "A", 2, 9)
+            wait_for(lambda: prices(tape)[-1:] == [9.0])
+            assert "the server has lost data" in feed.stats.facts["last_gap"]
+    assert prices(tape).count(2.0) == 2 and prices(tape).count(1.0) == 1
+    assert missing(tape)
+
+
+def test_a_server_that_is_killed_and_comes_back_empty_is_read_again_from_its_new_entries(
+    fresh_server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    with redis.Redis(port=fresh_server.port) as client:
+        add(client, "A", 1, 2)
+        with running(tape, **streams(fresh_server.port)) as feed:
+            wait_for(lambda: len(prices(tape)) == 2)
+            fresh_server.kill()
+            wait_for(lambda: feed.stats.state in ("waiting", "connecting"))
+            port = fresh_server.port
+            fresh_server.start()
+            if fresh_server.port != port:
+                pytest.skip("the server came back on another port")
+            add(client, "A", 3, 4)
+            wait_for(lambda: prices(tape) == [1.0, 2.0, 3.0, 4.0])
+            assert feed.stats.reconnects >= 1 and feed.stats.last_error is None
+
+
+def test_a_connection_that_was_cut_loses_and_doubles_nothing(server: EmbeddedServer, tape: onetape.Tape) -> None:
+    client = redis.Redis(port=server.port)
+    with running(tape, **streams(server.port)) as feed:
+        for n in range(30):
+            add(client, "A", n)
+            if n % 10 == 5:
+                seen = feed.stats.reconnects
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                wait_for(lambda seen=seen: feed.stats.reconnects > seen)
+        wait_for(lambda: len(prices(tape)) >= 30)
+        assert feed.stats.gaps == 0
+    assert prices(tape) == [float(n) for n in range(30)]
+    client.close()
+
+
+def pubsub(port: int, **options: Any) -> dict[str, Any]:
+    return {"kind": "redis_pubsub", "url": f"redis://127.0.0.1:{port}", "channels": ["t:{symbol}"], **options}
+
+
+def test_messages_of_channels_land_by_usual_and_by_mapped_names(server: EmbeddedServer, tape: onetape.Tape) -> None:
+    client = redis.Redis(port=server.port)
+    with running(
+        tape, **pubsub(server.port, channels=["t:{symbol}", "own"], fields={"price": "x"}, symbol="O")
+    ) as feed:
+        client.publish("t:NFO:A", msgspec.json.encode({"last_price": 1.5, "timestamp": MS}))
+        client.publish("t:B", msgspec.msgpack.encode({"x": 2.5, "timestamp": MS}))
+        client.publish("own", msgspec.json.encode([{"x": 3.5}, {"x": 4.5}]))
+        client.publish("own", b"\xc1 torn")
+        wait_for(lambda: feed.stats.stored == 4 and feed.stats.refused == 1)
+    assert tape.recent("NFO:A", 1)[0].price == 1.5
+    assert tape.recent("B", 1)[0].ts_event_ns == MS * 1_000_000
+    assert [tick.price for tick in tape.recent("O", 9)] == [3.5, 4.5]
+    client.close()
+
+
+def test_what_is_published_while_a_listener_is_cut_off_is_said_to_be_missing(
+    server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    client = redis.Redis(port=server.port)
+    with running(tape, **pubsub(server.port)) as feed:
+        client.publish("t:A", b'{"price": 1.5}')
+        wait_for(lambda: feed.stats.stored == 1)
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        wait_for(lambda: feed.stats.gaps == 1)
+        wait_for(lambda: feed.stats.state == "live")
+        client.publish("t:A", b'{"price": 2.5}')
+        wait_for(lambda: feed.stats.stored == 2)
+        assert feed.stats.reconnects >= 1
+    assert len(missing(tape)) == 1
+    client.close()
+
+
+def test_a_server_that_stops_answering_is_noticed_though_the_connection_stands(
+    fresh_server: EmbeddedServer, tape: onetape.Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_pubsub, "_ASK_NS", 100_000_000)
+    monkeypatch.setattr(redis_pubsub, "_LOST_NS", 1_000_000_000)
+    with redis.Redis(port=fresh_server.port) as client, running(tape, **pubsub(fresh_server.port)) as feed:
+        client.publish("t:A", b'{"price": 1.5}')
+        wait_for(lambda: feed.stats.stored == 1)
+        os.kill(fresh_server.pid, signal.SIGSTOP)
+        try:
+            wait_for(lambda: feed.stats.state in ("waiting", "connecting"))
+        finally:
+            os.kill(fresh_server.pid, signal.SIGCONT)
+        wait_for(lambda: feed.stats.gaps == 1)
+    assert len(missing(tape)) == 1
+
+
+def test_what_cannot_be_read_is_said() -> None:
+    for wrong in ({"kind": "redis_stream", "streams": []}, {"kind": "redis_pubsub", "channels": []}):
+        with pytest.raises(ConfigInvalid, match="is empty"):
+            registry.make(wrong)
+    with pytest.raises(ConfigInvalid, match="colour"):
+        registry.make({"kind": "redis_pubsub", "channels": ["a"], "fields": {"colour": "c"}})
