@@ -52,7 +52,7 @@ class PatternAnalyzer:
         0 to 1: how often such a pattern came true before.
         """
         service = self._open()
-        return [] if service is None else [_as_dict(detection) for detection in service.recent(limit)]
+        return [] if service is None else [_as_dict(detection) for detection in reversed(service.recent(limit))]
 
     def get_pattern_statistics(self) -> dict[str, Any]:
         """Return what was learned: total_patterns judged, successful_patterns, success_rate, and by pattern the same.
@@ -68,11 +68,11 @@ class PatternAnalyzer:
         except OnetapeError as error:
             return {**_rates(0, 0), "patterns": {}, "missing": [], "trouble": str(error)}
         by_name: dict[str, tuple[int, int]] = {}
-        for row in found["detectors"]:
+        for row in found["patterns"]:
             judged, won = by_name.get(row["name"], (0, 0))
-            by_name[row["name"]] = judged + row["judged"], won + row["won"]
+            by_name[row["name"]] = judged + row["total"], won + row["successes"]
         return {
-            **_rates(found["judged"], found["won"]),
+            **_rates(found["total"], found["successes"]),
             "patterns": {name: _rates(judged, won) for name, (judged, won) in by_name.items()},
             "missing": found["missing"],
             "trouble": service.status()["trouble"],

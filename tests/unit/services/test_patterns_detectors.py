@@ -171,7 +171,7 @@ def test_an_outcome_is_which_of_two_prices_is_touched_first() -> None:
     assert judged(1, (102, 100), (100, 90)) == 1
     assert judged(1, (102, 98)) == 0, "both in one bar counts against"
     assert judged(-1, (100, 98)) == 1
-    assert judged(0, (100, 98)) == 1 and judged(0, (102, 100)) == 1 and judged(0, (101, 99)) == 0
+    assert judged(0, (100, 95.5)) == 1 and judged(0, (104.5, 100)) == 1 and judged(0, (104, 96)) == 0
 
 
 def test_an_outcome_waits_for_its_horizon() -> None:

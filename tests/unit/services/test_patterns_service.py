@@ -16,6 +16,7 @@ from onetape.record import BUY, MINUTE_NS
 from onetape.services.patterns import PREFIX, Detection, PatternService, registry
 from onetape.services.patterns.bars import from_table
 from onetape.services.patterns.learned import Learned
+from onetape.steady import SteadyTape
 
 START_NS = 1_700_000_040_000_000_000 // MINUTE_NS * MINUTE_NS
 
@@ -103,13 +104,13 @@ def test_a_live_bar_is_judged_when_a_later_trade_completes_it(tape: Tape) -> Non
 
 def test_a_restart_and_a_second_service_double_nothing_and_know_the_same(tape: Tape, tmp_path: Path) -> None:
     tape.append(broken_out())
-    first = Until(tape)(lambda s: s.recent() and s.statistics()["judged"])
+    first = Until(tape)(lambda s: s.recent() and s.statistics()["total"])
     before = first.statistics()
     again = Until(tape)
     again(lambda s: s.status()["running"])
     assert again.service.statistics() == before
     (tmp_path / "t.db.patterns").unlink()  # all is judged anew
-    relearned = Until(tape)(lambda s: s.statistics()["judged"])
+    relearned = Until(tape)(lambda s: s.statistics()["total"])
     assert relearned.statistics() == before
     assert len(standing(tape)) == 1
 
@@ -126,7 +127,7 @@ def test_two_services_at_once_write_each_detection_once(tape: Tape) -> None:
                 if n % 10 == 0:
                     await asyncio.sleep(0.001)
             end = time.monotonic() + 60
-            while one.service.statistics()["judged"] < 1 or two.service.statistics()["judged"] < 1:
+            while one.service.statistics()["total"] < 1 or two.service.statistics()["total"] < 1:
                 assert time.monotonic() < end
                 await asyncio.sleep(0.01)
         finally:
@@ -136,30 +137,30 @@ def test_two_services_at_once_write_each_detection_once(tape: Tape) -> None:
     asyncio.run(run())
     assert len(standing(tape)) == 1
     assert one.service.status()["made"] + two.service.status()["made"] == 1
-    assert one.service.statistics()["judged"] == 1
+    assert one.service.statistics()["total"] == 1
 
 
 @pytest.mark.parametrize(("rise", "won"), [(2.0, 1), (-2.0, 0)])
 def test_the_outcome_is_learned_when_the_horizon_has_passed(tape: Tape, rise: float, won: int) -> None:
     tape.append(broken_out(rise=rise))
-    service = Until(tape)(lambda s: s.statistics()["judged"])
-    (row,) = [row for row in service.statistics()["detectors"] if row["direction"] == 1]
-    assert (row["name"], row["won"], row["lost"]) == ("breakout", won, 1 - won)
+    service = Until(tape)(lambda s: s.statistics()["total"])
+    (row,) = [row for row in service.statistics()["patterns"] if row["direction"] == 1]
+    assert (row["name"], row["successes"], row["failures"]) == ("breakout", won, 1 - won)
     assert row["confidence"] == (won + 5) / 11
 
 
 def test_the_next_detection_carries_what_was_learned(tape: Tape) -> None:
     tape.append(broken_out())
-    Until(tape)(lambda s: s.statistics()["judged"])
+    Until(tape)(lambda s: s.statistics()["total"])
     later = [tick for n in range(43, 80) for tick in minute(n, 130, 131, 129, 130)]
     tape.append([*later, *minute(80, 135, 140), *minute(81, 140)])
     service = Until(tape)(lambda s: len(s.recent()) > 1)
-    assert service.recent()[-1].confidence == 6 / 11
+    assert service.recent()[0].confidence == 6 / 11
 
 
 def test_a_detection_that_a_late_trade_undoes_is_taken_back_and_may_come_again(tape: Tape) -> None:
     tape.append(broken_out())
-    Until(tape)(lambda s: s.statistics()["judged"])
+    Until(tape)(lambda s: s.statistics()["total"])
     tape.append(Tick("ES", START_NS + 30 * MINUTE_NS + 59_000_000_000, 100.0, 1))  # it did not close above after all
     service = Until(tape)(lambda s: not [t for t in standing(tape) if t.ts_event_ns == START_NS + 30 * MINUTE_NS])
     assert service.status()["taken_back"] == 1
@@ -171,10 +172,10 @@ def test_a_detection_that_a_late_trade_undoes_is_taken_back_and_may_come_again(t
 
 def test_a_late_trade_that_changes_the_outcome_is_counted_instead_not_besides(tape: Tape) -> None:
     tape.append(broken_out(rise=2.0))
-    service = Until(tape)(lambda s: s.statistics()["won"] == 1)
+    service = Until(tape)(lambda s: s.statistics()["successes"] == 1)
     tape.append(Tick("ES", START_NS + 31 * MINUTE_NS + 500_000_000, 90.0, 1))  # it fell far meanwhile
-    service = Until(tape)(lambda s: s.statistics()["won"] == 0)
-    assert service.statistics()["judged"] == 1
+    service = Until(tape)(lambda s: s.statistics()["successes"] == 0)
+    assert service.statistics()["total"] == 1
 
 
 def test_while_the_tape_is_away_it_says_so_and_then_goes_on_where_it_was(tape: Tape) -> None:
@@ -200,6 +201,21 @@ def test_while_the_tape_is_away_it_says_so_and_then_goes_on_where_it_was(tape: T
     assert service.status()["trouble"] is None
 
 
+def test_on_a_steady_tape_it_waits_out_an_outage_and_misses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "away" / "t.db"  # its folder is missing: the tape is away
+    with SteadyTape(path, retention_days=None, retry_s=0.05) as steady:
+        until = Until(steady)  # type: ignore[arg-type]
+        steady.append(broken_out())
+
+        def step(service: PatternService) -> bool:
+            if not path.parent.exists() and "away" in (service.status()["trouble"] or ""):
+                path.parent.mkdir()
+            return bool(service.recent() and service.statistics()["total"])
+
+        found = until(step).recent()
+    assert [(d.name, d.ts_ns) for d in found] == [("breakout", START_NS + 30 * MINUTE_NS)]
+
+
 def test_a_damaged_file_of_what_was_learned_does_not_stop_it(tape: Tape, tmp_path: Path) -> None:
     (tmp_path / "t.db.patterns").write_bytes(b"not a database" * 1000)
     tape.append(broken_out())
@@ -216,7 +232,7 @@ def test_many_symbols_and_intervals_are_kept_apart(tape: Tape) -> None:
     assert only.recent(symbol="ES") == [] and only.recent(limit=0) == []
     both = Until(tape, intervals=["1min", "20s"])(lambda s: len({(d.symbol, d.interval) for d in s.recent()}) == 3)
     assert {d.interval for d in both.recent(symbol="NQ")} == {"1min", "20s"}
-    assert [d.key for d in both.recent()] == sorted(d.key for d in both.recent())
+    assert [d.key for d in both.recent()] == sorted((d.key for d in both.recent()), reverse=True)
 
 
 def test_what_was_pruned_is_counted_for_good(tmp_path: Path) -> None:
@@ -292,7 +308,7 @@ def test_a_killed_service_leaves_nothing_double_and_nothing_out(tape: Tape) -> N
     check_against_history(tape)
     Path(f"{tape.path}.patterns").unlink()
     anew = Until(tape, detectors=None)(lambda s: s.status()["behind"] == {"1min": 0}).statistics()
-    assert {**anew} == {**learned} and learned["judged"] > 100
+    assert {**anew} == {**learned} and learned["total"] > 100
 
 
 def walk() -> list[Tick]:

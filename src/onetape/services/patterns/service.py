@@ -17,7 +17,7 @@ from onetape.services.patterns import registry
 from onetape.services.patterns.detection import PREFIX, Detection, fits, is_one
 from onetape.services.patterns.judging import judge_bars
 from onetape.services.patterns.learned import PRIOR_LOST, PRIOR_WON, Kind, Learned, learned_at
-from onetape.services.patterns.outcomes import HORIZON_BARS, MOVE_ATR
+from onetape.services.patterns.outcomes import HORIZON_BARS, MOVE_ATR, UNDIRECTED_MOVE_ATR
 
 if TYPE_CHECKING:
     from onetape.steady import SteadyTape
@@ -123,7 +123,7 @@ class PatternService:
         }
 
     def recent(self, limit: int = 100, symbol: str | None = None) -> list[Detection]:
-        """Return the newest `limit` detections (of a symbol), ascending in time, then by symbol and number.
+        """Return the newest `limit` detections (of a symbol), the newest bar first.
 
         They are read from the tape, so they are those of all processes; while it is away, those made since the start.
         """
@@ -140,14 +140,14 @@ class PatternService:
                     found += [Detection.from_tick(tick) for tick in tape.recent(name, limit) if is_one(tick)]
         except OnetapeError:
             found = [d for d in list(self._newest) if symbol is None or d.symbol == symbol]
-        found.sort(key=lambda d: (d.ts_ns, d.symbol, d.interval, d.number))
-        return found[-limit:]
+        found.sort(key=lambda d: (d.ts_ns, d.symbol, d.interval, d.number), reverse=True)
+        return found[:limit]
 
     def statistics(self) -> dict[str, Any]:
         """Return what was learned, as plain data: of each detector, interval and direction how often it came true.
 
-        `rate` is won / judged; `confidence` is drawn towards one half while little is known, and is what the next
-        such detection carries. Raises TapeUnusable.
+        `total` were judged, `rate` of them came true; `confidence` is drawn towards one half while little is known, and
+        is what the next such detection carries. Raises TapeUnusable.
         """
         with self._lock:
             counts = learned_at(self._path()) if self._learned is None else self._learned.counts()
@@ -162,9 +162,9 @@ class PatternService:
                     "group": detector.group if detector else "unknown",
                     "interval": interval,
                     "direction": direction,
-                    "judged": judged,
-                    "won": count.won,
-                    "lost": count.lost,
+                    "total": judged,
+                    "successes": count.won,
+                    "failures": count.lost,
                     "rate": count.won / judged if judged else None,
                     "confidence": count.confidence,
                 }
@@ -172,10 +172,11 @@ class PatternService:
         return {
             "horizon_bars": HORIZON_BARS,
             "move_atr": MOVE_ATR,
+            "undirected_move_atr": UNDIRECTED_MOVE_ATR,
             "prior": {"won": PRIOR_WON, "lost": PRIOR_LOST},
-            "judged": sum(count.won + count.lost for count in counts.values()),
-            "won": sum(count.won for count in counts.values()),
-            "detectors": rows,
+            "total": sum(count.won + count.lost for count in counts.values()),
+            "successes": sum(count.won for count in counts.values()),
+            "patterns": rows,
             "missing": registry.missing(),
         }
 
