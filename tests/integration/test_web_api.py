@@ -12,7 +12,9 @@ from tests.serving import Page, Standing, served
 import onetape
 from onetape import Tick
 from onetape.record import MINUTE_NS
+from onetape.services.registry import make
 from onetape.services.system import System
+from onetape.steady import SteadyTape
 
 T0 = 1_700_000_040_000_000_000 // MINUTE_NS * MINUTE_NS
 MS = 1_000_000
@@ -367,3 +369,16 @@ def test_what_a_client_says_wrongly_is_answered_and_the_rest_goes_on(server, tap
         page.until("snapshot")
         tape.append(trade(50))
         page.until_bars("A", rows_of(tape))
+
+
+def test_services_answer_through_the_api(tmp_path):
+    with SteadyTape(tmp_path / "s.db", retention_days=None) as steady:
+        steady.append([trade(minute, 100.0 + minute % 7) for minute in range(30)])
+        found = {name: make(name, {}, steady) for name in ("state", "patterns", "charts")}
+        with served(System(tape=steady, services=found)) as server, httpx2.Client(base_url=server.address) as client:
+            assert get(client, "patterns", symbol="A", limit=5) == {"patterns": []}
+            assert isinstance(get(client, "patterns/statistics"), dict)
+            assert {"positions", "risk"} <= get(client, "state").keys()
+            assert isinstance(get(client, "charts"), dict)
+            assert set(get(client, "status")["services"]) == {"state", "patterns", "charts"}
+            assert 'onetape_service_running{service="state"}' in client.get("/metrics").text

@@ -166,13 +166,20 @@ def _service(service: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return plain data with event times also as ms, which a page can hold."""
-    found = msgspec.to_builtins(value, enc_hook=str)
-    if isinstance(found, dict):
-        for name in [name for name in found if isinstance(name, str) and name.endswith("_ns")]:
-            if isinstance(found[name], int):
-                found[name[:-3] + "_ms"] = found[name] // MS_NS
-    return found
+    """Return plain data; beside each time in ns there is one in ms, which JavaScript can hold."""
+    return _with_ms(msgspec.to_builtins(value, enc_hook=str, str_keys=True))
+
+
+def _with_ms(found: Any) -> Any:
+    if isinstance(found, list):
+        return [_with_ms(one) for one in found]
+    if not isinstance(found, dict):
+        return found
+    told = {name: _with_ms(one) for name, one in found.items()}
+    for name, one in found.items():
+        if name.endswith("_ns") and isinstance(one, int):
+            told[f"{name[:-3]}_ms"] = one // MS_NS
+    return told
 
 
 def _replay(system: System, name: str, act: models.Act) -> dict[str, Any]:
