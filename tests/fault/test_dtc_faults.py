@@ -1,4 +1,4 @@
-"""A DTC server that talks nonsense, never ends, falls silent or breaks off: closed with a reason, and nothing is lost."""
+"""A DTC server that talks nonsense, never ends, falls silent or breaks off: closed with a reason, nothing lost."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_ticks_reach_the_tape_once_through_cuts_and_restarts(tmp_path: Path) -> 
                     server.cut()
                     server.publish(sent[at : at + 13])
                     at += 13
-                until(lambda: _count(tape) >= at, "not all arrived")
+                until(lambda due=at: _count(tape) >= due, "not all arrived")
             until(lambda: server.clients == 0)
         assert at == len(sent)
         assert tape.read("S", 0, 2**62, ["size"])["size"].to_pylist() == [tick.size for tick in sent]

@@ -151,17 +151,19 @@ class Watch:
         self.unseen = 0.0
         self._source = source
         self._known_key = known.key if known else None  # of the last look of the connection before
-        self._before = Look(**{name: getattr(known, name) for name in _TRADE}) if known else None
-        self._restored = known is not None
+        self._before: Look | None = None
+        self._trade = (
+            Look(**{name: getattr(known, name) for name in _TRADE}) if known else None
+        )  # the last with a price
 
     @property
     def known(self) -> Known | None:
         """The last look, as a cursor keeps it."""
-        before = self._before
-        if before is None:
+        key = self._before.key() if self._before is not None else self._known_key
+        if key is None:
             return None
-        key = self._known_key if self._restored and self._known_key else before.key()
-        return Known(key, *(getattr(before, name) for name in _TRADE))
+        trade = self._trade or Look()
+        return Known(key, *(getattr(trade, name) for name in _TRADE))
 
     def reconnected(self) -> None:
         """Say that the next look may be the one before again: many bridges begin with the state there is."""
@@ -176,16 +178,20 @@ class Watch:
         bridge's own volume or number of trades, or without them by price and size) is a quote alone.
         """
         self.placeholders += look.placeholders
-        before, known_key = self._before, self._known_key
-        self._before, self._known_key, self._restored = look, None, False
-        if (known_key is not None and look.key() == known_key) or (polled and before is not None and look == before):
+        before, trade, known_key = self._before, self._trade, self._known_key
+        self._before, self._known_key = look, None
+        if look.price is not None:
+            self._trade = look  # a look without a price does not make the last trade new again
+        if (known_key is not None and look.key() == known_key) or (polled and look == before):
             self.repeats += 1
             return None
-        traded = look.price is not None and (before is None or self._traded(before, look, polled=polled))
+        traded = look.price is not None and (
+            trade is None or look == before or self._is_new(trade, look, quote_moved=not _same_quote(before, look))
+        )
         quoted = any(value is not None for value in (look.bid, look.ask))
         if not traded and not quoted:
             return None
-        if not traded and polled and before is not None and look.quote == before.quote:
+        if not traded and polled and _same_quote(before, look):
             return None
         return Tick(
             self.symbol,
@@ -207,10 +213,8 @@ class Watch:
             ts_recv_ns=now_ns,
         )
 
-    def _traded(self, before: Look, look: Look, *, polled: bool) -> bool:
-        """Whether there was a trade between two looks."""
-        if look == before:
-            return not polled
+    def _is_new(self, before: Look, look: Look, *, quote_moved: bool) -> bool:
+        """Whether the last trade of this look is another than the one before."""
         if look.trade != before.trade:
             self._count_unseen(before, look)
             return True
@@ -219,13 +223,15 @@ class Watch:
             return look.volume != before.volume
         if look.trades is not None and before.trades is not None:
             return look.trades != before.trades
-        return (
-            look.ts_ns != before.ts_ns and look.quote == before.quote
-        )  # something happened, and nothing else can have
+        return look.ts_ns != before.ts_ns and not quote_moved  # something happened, and nothing else can have
 
     def _count_unseen(self, before: Look, look: Look) -> None:
         if look.volume is not None and before.volume is not None and look.size is not None:
             self.unseen += max(0.0, look.volume - before.volume - look.size)
+
+
+def _same_quote(before: Look | None, look: Look) -> bool:
+    return before is not None and look.quote == before.quote
 
 
 def time_ns(value: Any) -> int:

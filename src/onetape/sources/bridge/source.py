@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -181,20 +182,23 @@ class _Push:
         self._address = f"ws://{shown}:{port}/ws/live_data/"
         self._connect_s = connect_s
         self._queue: queue.Queue[tuple[str, str | bytes]] = queue.Queue(maxsize=10_000)
-        self._sockets: list[ClientConnection] = []
+        self._sockets: list[contextlib.ExitStack] = []
         self._stopped = threading.Event()
         self._why: Exception | None = None
 
     def open(self, symbol: str, *, required: bool) -> bool:
         """Connect; whether the bridge lets us. Raises OSError where there is no bridge."""
+        stack = contextlib.ExitStack()
         try:
-            socket = connect(
-                self._address + quoted(symbol),
-                open_timeout=self._connect_s,
-                close_timeout=1,
-                max_size=MESSAGE_BYTES,
-                compression=None,
-                proxy=None,
+            socket = stack.enter_context(
+                connect(
+                    self._address + quoted(symbol),
+                    open_timeout=self._connect_s,
+                    close_timeout=0.1,
+                    max_size=MESSAGE_BYTES,
+                    compression=None,
+                    proxy=None,
+                )
             )
         except InvalidMessage as error:
             raise BridgeAway(f"no bridge: {error}") from error
@@ -202,7 +206,7 @@ class _Push:
             if required:
                 raise BridgeAway(f"the bridge refuses the WebSocket of {symbol}: {error}") from error
             return False
-        self._sockets.append(socket)
+        self._sockets.append(stack)
         threading.Thread(target=self._read, args=(symbol, socket), name=f"bridge {symbol}", daemon=True).start()
         return True
 
@@ -223,9 +227,8 @@ class _Push:
     def close(self) -> None:
         """End all of them."""
         self._stopped.set()
-        for socket in self._sockets:
-            socket.close_timeout = 0.1
-            threading.Thread(target=socket.close, daemon=True).start()  # waits for the other side, which may be gone
+        for stack in self._sockets:  # each waits for the other side, which may be gone
+            threading.Thread(target=stack.close, name="bridge farewell", daemon=True).start()
 
     def _read(self, symbol: str, socket: ClientConnection) -> None:
         try:
@@ -237,8 +240,8 @@ class _Push:
                         break
                     except queue.Full:
                         continue
-        except (ConnectionClosed, OSError, EOFError) as error:
-            self._why = self._why or BridgeAway(f"{symbol}: {error}")
+        except Exception as error:  # noqa: BLE001  whatever ends this thread ends the session, with its reason
+            self._why = self._why or BridgeAway(f"{symbol}: {error or type(error).__name__}")
 
 
 def _by_symbol(value: Any) -> dict[str, Any]:
