@@ -29,6 +29,7 @@ from bench import (
     migration,
     reads,
     remote,
+    scid,
     single,
     slices,
     switched,
@@ -57,6 +58,7 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "dual": dual.measure,
     "switched": switched.measure,
     "client": client.measure,
+    "scid": scid.measure,
 }
 
 
