@@ -119,3 +119,17 @@ def test_there_is_one_manager_a_process(project: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(state_manager, "_manager", None)
     assert get_state_manager() is get_state_manager()
     get_state_manager().service.close()
+
+
+def test_a_store_that_cannot_be_opened_does_not_keep_positions_away(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_manager, "_manager", None)
+    (project / "data").mkdir()
+    (project / "data" / "market_data.db").write_bytes(b"not a store" * 1000)
+    manager = get_state_manager()
+    asyncio.run(manager.start())
+    assert manager.get_market_data() == {}
+    assert manager.update_position("A", 1, 5.0, fill_id="1")["quantity"] == 1
+    asyncio.run(manager.stop())
+    assert (project / "data" / "market_data.db.state").exists()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from minhos.core.market_data_adapter import MarketDataAdapter, get_market_data_adapter
+from minhos.core.market_data_store import MarketDataConfig
 from minhos.models.market import MarketData
-from onetape import OnetapeError
+from onetape import OnetapeError, Tick
 from onetape.services.state import Event, StateService
 
 __all__ = ["StateManager", "get_state_manager"]
@@ -29,13 +30,22 @@ class StateManager:
     """
 
     def __init__(self, adapter: MarketDataAdapter | None = None, path: Path | str | None = None) -> None:
-        self.market_data_adapter = adapter or get_market_data_adapter()
-        tape = self.market_data_adapter.store.tape
-        self.service = StateService(tape, path or f"{tape.path}.state")
+        self._adapter = adapter
+        beside = adapter.store.config.db_path if adapter is not None else MarketDataConfig().db_path
+        self._path = Path(path or f"{beside}.state")
+        self.service = StateService(_StoresTape(self), self._path)  # type: ignore[arg-type]
         self._subscribed: list[tuple[Callback, Any]] = []
 
+    @property
+    def market_data_adapter(self) -> MarketDataAdapter:
+        """Return the adapter of this process. Raises TapeUnusable while its store cannot be opened."""
+        if self._adapter is None:
+            self._adapter = get_market_data_adapter()
+        return self._adapter
+
     async def start(self) -> None:
-        """Open the state. Raises StateUnusable, naming the file."""
+        """Open the state; a store that cannot be opened does not hinder it. Raises StateUnusable, naming the file."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         await self.service.start()
 
     async def stop(self) -> None:
@@ -143,6 +153,19 @@ class StateManager:
             "realized_pnl": float(position.realized),
             "fees": float(position.fees),
         }
+
+
+class _StoresTape:
+    """The store's tape, whenever it can be had."""
+
+    def __init__(self, manager: StateManager) -> None:
+        self._manager = manager
+
+    def latest(self, symbol: str) -> Tick | None:
+        return self._manager.market_data_adapter.store.tape.latest(symbol)
+
+    def recent(self, symbol: str, count: int) -> list[Tick]:
+        return self._manager.market_data_adapter.store.tape.recent(symbol, count)
 
 
 def _told(callback: Callback, event: Event) -> object:

@@ -126,3 +126,20 @@ def test_with_the_tape_away_a_chart_says_so():
     charts = service(Away(), ChartConfig("a", "A"))
     assert "gone" in charts.chart_data("a").trouble
     assert charts.current_analysis()["doubt"][0]["late"] is True
+
+
+class Steady:
+    """What a steady tape is while its file is away."""
+
+    tape = None
+
+    def __init__(self, tape):
+        self.latest, self.bar_list = tape.latest, tape.bar_list
+
+
+def test_bars_of_a_tape_that_is_away_are_in_doubt(tape):
+    tape.append(walk("A", range(100, 160)))
+    whole, away = (service(one, ChartConfig("a", "A")) for one in (tape, Steady(tape)))
+    assert whole.chart_data("a").trouble is None and whole.chart_data("a").missing == []
+    assert whole.current_analysis()["doubt"] == []
+    assert len(away.chart_data("a").bars) == 60 and "away" in away.chart_data("a").trouble

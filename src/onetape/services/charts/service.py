@@ -131,7 +131,7 @@ class ChartService:
             if newest is not None:
                 at = newest.ts_event_ns
                 bars = self._newest(chart, at, count)
-                missing = self._missing(chart, bars)
+                missing, trouble = self._missing(chart, bars)
         except OnetapeError as error:
             trouble = str(error)
         age_s = None if at is None else max(0.0, (self._clock() - at) / 1e9)
@@ -199,13 +199,18 @@ class ChartService:
             span *= _GROWTH
         return list(found[-count:])
 
-    def _missing(self, chart: ChartConfig, bars: list[Bar]) -> list[tuple[int, int]]:
+    def _missing(self, chart: ChartConfig, bars: list[Bar]) -> tuple[list[tuple[int, int]], str | None]:
         # A SteadyTape has the real one in `tape`, None while it is away; a Tape is one itself.
         tape: Any = getattr(self._tape, "tape", self._tape)
-        if tape is None or not bars:
-            return []
-        gaps = tape.gaps(chart.symbol, bars[0].ts_start_ns, bars[-1].ts_start_ns + interval_ns(chart.interval))
-        return [(gap.start_ns, gap.end_ns) for gap in gaps]
+        if tape is None:
+            return [], "the tape is away: bars are of what is held in memory, and what is missing is not known"
+        if not bars:
+            return [], None
+        length = interval_ns(chart.interval)
+        gaps = tape.gaps(chart.symbol, bars[0].ts_start_ns, bars[-1].ts_start_ns + length)
+        # Nobody spoke of the moments before a first tick either: what is inferred counts from a bar's length on.
+        found = [gap for gap in gaps if gap.state == "missing" or gap.end_ns - gap.start_ns >= length]
+        return [(gap.start_ns, gap.end_ns) for gap in found], None
 
     def _alignment(self, regimes: dict[str, Regime]) -> dict[str, dict[str, Any]]:
         by_symbol: dict[str, dict[str, Regime]] = defaultdict(dict)
