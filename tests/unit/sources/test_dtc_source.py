@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.conftest import ROOT
 
 from onetape import BUY, SELL, ConfigInvalid, SourceRefused, Tick
 from onetape.sources import registry
@@ -307,3 +312,26 @@ def test_a_price_in_float32_is_read_as_it_prints() -> None:
 def test_options_that_cannot_be_used_are_refused(table: dict[str, object]) -> None:
     with pytest.raises(ConfigInvalid):
         registry.make({"kind": "dtc", **table})
+
+
+def test_the_example_serves_a_walk_that_a_source_reads() -> None:
+    command = [sys.executable, str(ROOT / "examples" / "dtc_server.py"), "ESZ6", "--rate", "200"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen(
+        [*command, "--port", "0", "--history-port", "0", "--seconds", "60"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            live, history = (int(word) for word in re.findall(r"port (\d+)", process.stdout.readline()))
+            source = make("dtc", Options(symbols=["ESZ6"], port=live, history=True, history_port=history, depth=5))
+            run = Running(source)
+            try:
+                until(lambda: any(tick.side for tick in run.ticks) and any(tick.bid for tick in run.ticks))
+                until(lambda: source.books["ESZ6"].bids())
+            finally:
+                run.end()
+        finally:
+            process.terminate()
