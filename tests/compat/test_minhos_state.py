@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minhos.core.market_data_adapter import MarketDataAdapter
-from minhos.core.market_data_store import MarketDataConfig, MarketDataStore
+from minhos.core.market_data_store import MarketDataConfig, MarketDataStore, get_market_data_store
 from minhos.models.market import MarketData
 from minhos.services import state_manager
 from minhos.services.state_manager import StateManager, get_state_manager
@@ -133,3 +133,11 @@ def test_a_store_that_cannot_be_opened_does_not_keep_positions_away(
     assert manager.update_position("A", 1, 5.0, fill_id="1")["quantity"] == 1
     asyncio.run(manager.stop())
     assert (project / "data" / "market_data.db.state").exists()
+
+
+def test_the_state_is_beside_the_store_that_the_process_has(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_manager, "_manager", None)
+    get_market_data_store(project / "own.db")
+    asyncio.run(get_state_manager().start())
+    get_state_manager().service.close()
+    assert (project / "own.db.state").exists() and not (project / "data").exists()

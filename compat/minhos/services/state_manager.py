@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -31,8 +32,11 @@ class StateManager:
 
     def __init__(self, adapter: MarketDataAdapter | None = None, path: Path | str | None = None) -> None:
         self._adapter = adapter
-        beside = adapter.store.config.db_path if adapter is not None else MarketDataConfig().db_path
-        self._path = Path(path or f"{beside}.state")
+        # Beside the store that this process has, which may be at a path of its own; never beside another's.
+        beside = MarketDataConfig().db_path
+        with contextlib.suppress(OnetapeError):
+            beside = self.market_data_adapter.store.config.db_path
+        self._path = Path(path or f"{beside}.state").absolute()
         self.service = StateService(_StoresTape(self), self._path)  # type: ignore[arg-type]
         self._subscribed: list[tuple[Callback, Any]] = []
 
