@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import onetape
 from onetape import ConfigInvalid, Tape, Tick
 from onetape.record import BUY, MINUTE_NS
+from onetape.services import registry as services
 from onetape.services.patterns import PREFIX, Detection, PatternService, registry
 from onetape.services.patterns.bars import from_table
 from onetape.services.patterns.learned import Learned
@@ -328,3 +330,26 @@ def check_against_history(tape: Tape) -> None:
     columns = tape.read(PREFIX + "ES", columns=["ts_event_ns", "flags", "side"]).to_pylist()
     assert sorted((row["ts_event_ns"], row["flags"], row["side"]) for row in columns) == sorted(wanted)
     assert len(wanted) > 100
+
+
+def test_old_times_that_come_live_are_judged_however_short_the_history(tape: Tape) -> None:
+    tape.append(quiet(40, symbol="OLD"))  # before the service was there, and out of its history
+    until = Until(tape, history_s=60)
+    ticks = broken_out()  # a replay: times of years ago
+
+    def step(service: PatternService) -> bool:
+        if service.status()["behind"] == {"1min": 0} and ticks:
+            tape.append(ticks)
+            ticks.clear()
+        return bool(service.recent())
+
+    assert until(step).recent()[0].symbol == "ES"
+    assert until.service.recent(symbol="OLD") == []
+
+
+def test_a_table_of_the_settings_makes_the_service(tape: Tape) -> None:
+    made = services.make("patterns", {"intervals": ["5min"], "symbols": ["ES"], "detectors": ["levels"]}, tape)  # type: ignore[arg-type]
+    assert made.status()["intervals"] == ["5min"] and made.status()["detectors"] == 2
+    assert msgspec.json.encode([made.status(), made.statistics()])  # type: ignore[attr-defined]
+    with pytest.raises(ConfigInvalid, match=r"services\.patterns"):
+        services.make("patterns", {"interval": "5min"}, tape)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onetape.clock import now_ns
-from onetape.errors import ConfigInvalid, HistoryGone, OnetapeError
+from onetape.errors import ChunkCorrupt, ConfigInvalid, HistoryGone, OnetapeError
 from onetape.record import Bar, interval_ns
 from onetape.services.patterns import registry
 from onetape.services.patterns.detection import PREFIX, Detection, fits, is_one
@@ -39,7 +39,8 @@ class PatternService:
     """Follows the bars of symbols, writes what it detects onto the tape, and learns how often that came true.
 
     symbols: these alone; None is all. intervals: of time. detectors: names or groups of them; None is all. history_s:
-    how far back bars are judged at the very first start; later ones go on where the last one was. While the tape is
+    how far back from a symbol's newest record bars are judged at the very first start; later ones go on where the last
+    one was. While the tape is
     away nothing is judged, and nothing is missed: it goes on where it was. Any number of processes may do this on one
     tape: a detection is there once. Raises ConfigInvalid.
     """
@@ -229,14 +230,27 @@ class PatternService:
         position = learned.position(interval)
         if position is not None and position > tape.stats().head:
             position = None  # another tape is in its place
+        if position is None:
+            position = self._look_back(tape, learned, interval)
         try:
             self._follow_from(tape, learned, interval, position)
         except HistoryGone:
-            self._follow_from(tape, learned, interval, None)
+            self._follow_from(tape, learned, interval, self._look_back(tape, learned, interval))
 
-    def _follow_from(self, tape: Tape, learned: Learned, interval: str, position: int | None) -> None:
-        since_ns = max(0, self._clock() - self._history_ns) if position is None else None
-        with tape.follow_bars(self._symbols, interval, position, since_ns) as bars:
+    def _look_back(self, tape: Tape, learned: Learned, interval: str) -> int:
+        """Judge each symbol's history, and return the position from which to go on."""
+        head = tape.stats().head
+        for info in tape.symbols():
+            asked = self._symbols is None or info.symbol in self._symbols
+            if asked and fits(info.symbol) and info.ts_last_ns is not None and not self._stopping.is_set():
+                first_ns = max(info.ts_first_ns or 0, info.ts_last_ns - self._history_ns)
+                self._judge(tape, learned, info.symbol, interval, first_ns, info.ts_last_ns)
+        if not self._stopping.is_set():
+            learned.looked_at(interval, head)
+        return head
+
+    def _follow_from(self, tape: Tape, learned: Learned, interval: str, position: int) -> None:
+        with tape.follow_bars(self._symbols, interval, position) as bars:
             self._trouble.pop(interval, None)
             while not self._stopping.is_set() and self._usable() is tape:
                 changed = _changed(bars.take(_LOOK_S))
@@ -251,7 +265,12 @@ class PatternService:
         def confidence(kind: Kind) -> float:
             return learned.count(kind).confidence
 
-        done = judge_bars(tape, symbol, interval, first_ns, last_ns, self._which, confidence, self._clock())
+        try:
+            done = judge_bars(tape, symbol, interval, first_ns, last_ns, self._which, confidence, self._clock())
+        except ChunkCorrupt as error:  # one symbol's damage is not the others'; the next bar of it asks again
+            self._trouble[symbol] = f"{symbol}: {error}"
+            return
+        self._trouble.pop(symbol, None)
         learned.learn(symbol, interval, done.outcomes, done.newest_ns)
         self._judged += 1
         self._made += len(done.fresh)
