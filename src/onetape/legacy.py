@@ -19,9 +19,8 @@ from onetape import config
 from onetape.errors import ConfigInvalid, TapeUnusable
 from onetape.live.subscription import Subscription
 from onetape.record import Tick
+from onetape.steady import SteadyTape
 from onetape.store import layout
-from onetape.tape import Tape
-from onetape.tape import open as open_tape
 
 if TYPE_CHECKING:
     import redis
@@ -33,12 +32,15 @@ _CONNECTIONS_MAX = 50
 _POOL_WAIT_S = 20
 
 
-def open_at_old_path(path: str | os.PathLike[str], **options: Any) -> Tape:
-    """Open the tape at `path` as onetape.open() does, in a folder that is created.
+def open_at_old_path(path: str | os.PathLike[str], **options: Any) -> SteadyTape:
+    """Return the tape at `path`, in a folder that is created; one that goes on in memory while the file is away.
 
-    A file of MinhOS at that path is not touched, not even by SQLite: TapeUnusable says what to do about it.
+    A path that can never be a tape raises TapeUnusable: a directory, below a file. So does a file of MinhOS, which is
+    not touched, not even by SQLite: the error says what to do about it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise TapeUnusable(f"{path} is a directory", hint="give the path of a file, such as market_data.db")
     if path.is_file() and _is_minhos(path):
         raise TapeUnusable(
             f"{path} is a database of MinhOS (it has the table market_data), not a tape",
@@ -46,11 +48,13 @@ def open_at_old_path(path: str | os.PathLike[str], **options: Any) -> Tape:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (NotADirectoryError, FileExistsError) as error:
         raise TapeUnusable(
             f"cannot make the folder {path.parent}: {error.strerror}", hint="create it, or give another path"
         ) from error
-    return open_tape(path, **options)
+    except OSError:
+        pass  # full, read-only, not mounted yet: the tape is away, and says so in its status
+    return SteadyTape(path, **options).start()
 
 
 def _is_minhos(path: Path) -> bool:
@@ -100,7 +104,7 @@ class _Sink(Generic[Item]):
 
     def take(self, tick: Tick) -> bool:
         """Take a tick, in the subscription's thread; False if the loop is closed, so that nobody can ever read it."""
-        if (tick.seq or 0) <= self._after_seq:
+        if tick.seq is not None and tick.seq <= self._after_seq:  # without one it is held in memory, and new
             return True
         item = self._convert(tick)
         with self._lock:
@@ -134,7 +138,7 @@ class QueueFeed(Generic[Item]):
     writer of the tape or another queue.
     """
 
-    def __init__(self, tape: Tape, convert: Callable[[Tick], Item], hidden: str | None = None) -> None:
+    def __init__(self, tape: SteadyTape, convert: Callable[[Tick], Item], hidden: str | None = None) -> None:
         """hidden: ticks of symbols that begin with it are not fed; they are a service's own records."""
         self._tape = tape
         self._convert = convert
@@ -149,7 +153,7 @@ class QueueFeed(Generic[Item]):
             if self._subscription is None or not self._subscription.active:
                 # "block": a queue of the subscription's own would only be one more place that drops.
                 self._subscription = self._tape.subscribe(self._take, when_slow="block")
-            sink = _Sink(self._convert, maxsize, self._tape.stats().head)
+            sink = _Sink(self._convert, maxsize, self._tape.head or 0)
             self._sinks = [*self._sinks, sink]
         return sink.queue
 

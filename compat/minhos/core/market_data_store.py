@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from minhos.models.market import MarketData, ns_to_seconds, seconds_to_ns
-from onetape import ConfigInvalid, InvalidRecord, OnetapeError, SymbolInfo, Tape, Tick
+from onetape import ConfigInvalid, InvalidRecord, OnetapeError, SymbolInfo, Tick
 from onetape.legacy import QueueFeed, open_at_old_path
+from onetape.steady import SteadyTape
 
 __all__ = ["MarketDataConfig", "MarketDataStore", "get_market_data_store"]
 
@@ -51,6 +52,8 @@ class MarketDataConfig:
 class MarketDataStore:
     """The one place for market data. Methods may be called from any thread; records are durable once added.
 
+    While the file is missing, locked, read-only, full or damaged, records are kept in a bounded ring in memory, and
+    answered from there; they are written when it is back. `tape.status` says so, and get_stats() in `fallback`.
     Raises TapeUnusable, naming the file and what to do, for a file that is not a tape: one that MinhOS wrote
     itself is not touched. The tape is the attribute `tape`.
     """
@@ -59,7 +62,7 @@ class MarketDataStore:
         self.config = config or MarketDataConfig()
         if self.config.cleanup_interval <= 0:
             raise ConfigInvalid(f"cleanup_interval = {self.config.cleanup_interval}", hint="give seconds")
-        self.tape: Tape = open_at_old_path(
+        self.tape: SteadyTape = open_at_old_path(
             self.config.db_path,
             recent_per_symbol=self.config.max_memory_records,
             retention_days=self.config.retention_days,
@@ -136,17 +139,22 @@ class MarketDataStore:
 
     def get_stats(self) -> dict[str, Any]:
         """Return counts: symbols and memory_records (answered from memory), subscribers, total_records and
-        total_symbols (on disk), db_size_mb (2**20 bytes, with the log).
+        total_symbols (on disk), db_size_mb (2**20 bytes, with the log); while the file is away also `fallback`.
         """
-        stats, known = self.tape.stats(), self._known()
-        return {
+        known, status = self._known(), self.tape.status
+        tape = self.tape.tape
+        stats = None if tape is None else tape.stats()
+        told = {
             "symbols": len(known),
             "memory_records": sum(min(info.ticks, self.config.max_memory_records) for info in known),
             "subscribers": self._feed.queues,
-            "total_records": stats.ticks,
+            "total_records": sum(info.ticks for info in known) if stats is None else stats.ticks,
             "total_symbols": len(known),
-            "db_size_mb": round((stats.file_bytes + stats.wal_bytes) / 2**20, 2),
+            "db_size_mb": 0.0 if stats is None else round((stats.file_bytes + stats.wal_bytes) / 2**20, 2),
         }
+        if not status.on_tape:
+            told["fallback"] = {"reason": status.reason, "held": status.held, "dropped": status.dropped}
+        return told
 
     async def start_cleanup_task(self) -> None:
         """Start the background clean-up on the running event loop; where it runs already, nothing happens."""

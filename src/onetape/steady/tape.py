@@ -140,6 +140,15 @@ class SteadyTape:
                 outages=self._outages,
             )
 
+    def __getattr__(self, name: str) -> Any:
+        """Return anything else of a Tape. Raises TapeMissing while it is away."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        tape = self.tape
+        if tape is None:
+            raise TapeMissing(f"the tape is away: {self._reason}", hint="it is opened by itself once it can be")
+        return getattr(tape, name)
+
     def start(self) -> SteadyTape:
         """Begin to look for a tape that is away. Repeating it is harmless."""
         with self._lock:
