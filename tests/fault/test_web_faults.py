@@ -244,6 +244,16 @@ def test_a_websocket_needs_the_token_too(guarded):
     connect(guarded, "", {"Authorization": f"Bearer {TOKEN}"})
 
 
+def test_the_token_is_in_no_log_and_a_path_cannot_forge_a_line(guarded, caplog):
+    caplog.set_level("DEBUG")
+    connect(guarded, f"?token={TOKEN}")
+    httpx2.get(guarded.address + f"/?token={TOKEN}")
+    httpx2.get(guarded.address + "/x%0a2026-01-01%20forged")
+    told = [record.getMessage() for record in caplog.records if record.name.startswith(("onetape", "uvicorn"))]
+    assert any("/ws/v1" in line for line in told) and any("forged" in line for line in told)
+    assert not any(TOKEN in line or "\n" in line for line in told)
+
+
 def connect(server, query="", headers=None, **more):
     url = server.address.replace("http", "ws") + "/ws/v1" + query
     with websockets.sync.client.connect(url, additional_headers=headers or {}, **more) as made:

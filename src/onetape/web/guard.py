@@ -107,7 +107,7 @@ class Guard:
             _access.info(
                 "%s %s",
                 scope.get("method", "WS"),
-                scope["path"],
+                request.shown,
                 extra={
                     "client": request.address,
                     "status": answer.status,
@@ -212,6 +212,11 @@ class _Request:
             return (urlsplit("//" + self.header(b"host")).hostname or "").rstrip(".")
         except ValueError:
             return ""
+
+    @property
+    def shown(self) -> str:
+        """The path as a log may show it: in one line, not endless, and without what was asked (the token)."""
+        return self.path[:200].encode("unicode_escape").decode()
 
     @property
     def climbs(self) -> bool:

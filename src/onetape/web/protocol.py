@@ -6,11 +6,16 @@ same for all clients: they are made once and written to each connection's transp
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+#: uvicorn tells of each connection with its query, which may hold the token. The guard's log tells without.
+_quiet = logging.getLogger("onetape.web.socket")
+_quiet.setLevel(logging.WARNING)
 
 #: What the kernel keeps for a client that does not read, bytes; beyond it the client counts as behind.
 _KERNEL_BYTES = 131_072
@@ -39,6 +44,7 @@ class Protocol(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Bound what the kernel keeps for the other side."""
+        self.logger = _quiet
         super().connection_made(transport)
         plain = transport.get_extra_info("socket")
         if plain is not None and plain.family in (socket.AF_INET, socket.AF_INET6):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,8 @@ async def serve(app: FastAPI, settings: WebSettings, *, on_ready: Callable[[str]
     Port 0 takes a free one. Raises ConfigInvalid for settings that must not be, and an address that cannot be had.
     """
     check(settings)
+    # uvicorn's own would tell the query, which may hold the token; the guard's log tells of each request without it.
+    logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)
     listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         app,
