@@ -34,6 +34,7 @@ from bench import (
     slices,
     switched,
     table,
+    web,
 )
 from bench.measure import Line, Setting
 from bench.peers import field
@@ -59,6 +60,7 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "switched": switched.measure,
     "client": client.measure,
     "scid": scid.measure,
+    "web": web.measure,
 }
 
 
