@@ -44,7 +44,8 @@ class Protocol(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Bound what the kernel keeps for the other side."""
-        self.logger = _quiet
+        self.logger = self.conn.logger = _quiet
+        self.conn.debug = False
         super().connection_made(transport)
         plain = transport.get_extra_info("socket")
         if plain is not None and plain.family in (socket.AF_INET, socket.AF_INET6):
