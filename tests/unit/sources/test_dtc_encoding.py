@@ -46,7 +46,9 @@ def test_a_message_without_texts_has_the_size_of_its_structure(number: int) -> N
 
 
 def test_fields_stand_where_the_structure_has_them() -> None:
-    wire = BinaryCodec().encode(dtc.TRADE, {"SymbolID": 7, "AtBidOrAsk": 2, "Price": 4500.25, "Volume": 3, "DateTime": 1.5})
+    wire = BinaryCodec().encode(
+        dtc.TRADE, {"SymbolID": 7, "AtBidOrAsk": 2, "Price": 4500.25, "Volume": 3, "DateTime": 1.5}
+    )
     assert wire == struct.pack("<HHIH6xddd", 40, 107, 7, 2, 4500.25, 3.0, 1.5)
     packed = BinaryCodec().encode(dtc.TRADE_UNBUNDLED_2, {"SymbolID": 7, "Price": 1.5, "DateTime": 9, "AtBidOrAsk": 1})
     assert packed == struct.pack("<HHIfIqBbb", 27, 146, 7, 1.5, 0, 9, 1, 0, 0) or len(packed) == 28

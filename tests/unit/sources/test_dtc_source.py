@@ -18,8 +18,11 @@ from tests.conftest import ROOT
 
 from onetape import BUY, SELL, ConfigInvalid, SourceRefused, Tick
 from onetape.sources import registry
+from onetape.sources.book import Book
 from onetape.sources.dtc import Options, make
 from onetape.sources.dtc import messages as dtc
+from onetape.sources.dtc.depth import Depth
+from onetape.sources.dtc.layout import Malformed
 from onetape.sources.dtc.market import Market, as_printed
 from onetape.sources.dtc.server import DtcServer
 from onetape.sources.dtc.source import DtcSource
@@ -222,6 +225,23 @@ def test_a_book_follows_the_levels(dtc_server: DtcServer) -> None:
         until(lambda: [tuple(level) for level in book.asks()] == [(4500.25, 6.0, 2)])
         assert [level[0] for level in book.bids()] == [4499.75]
     assert book.bids() == [] and book.asks() == []  # a book without a connection says nothing
+
+
+def test_a_book_becomes_a_snapshot_in_one_step_and_never_grows_without_bound() -> None:
+    book = Book()
+    depth = Depth({1: book})
+    book.set_level("bid", 1.0, 1.0)
+    level = {"SymbolID": 1, "Price": 5.0, "Quantity": 2.0, "Level": 1, "NumOrders": 1, "DateTime": 9.0}
+    first = {**level, "Side": dtc.AT_BID, "IsFirstMessageInBatch": 1, "IsLastMessageInBatch": 0}
+    last = {**level, "Side": dtc.AT_ASK, "Price": 6.0, "IsFirstMessageInBatch": 0, "IsLastMessageInBatch": 1}
+    depth.take(dtc.DEPTH_SNAPSHOT, first)
+    assert [made.price for made in book.bids()] == [1.0]  # nobody sees half of it
+    depth.take(dtc.DEPTH_SNAPSHOT, last)
+    assert ([made.price for made in book.bids()], [made.price for made in book.asks()]) == ([5.0], [6.0])
+    update = {"SymbolID": 1, "Side": dtc.AT_BID, "Quantity": 1.0, "UpdateType": 1, "DateTime": 9.0, "NumOrders": 1}
+    with pytest.raises(Malformed):
+        for price in range(200_000):
+            depth.take(dtc.DEPTH_UPDATE, {**update, "Price": price / 4, "FinalUpdateInBatch": dtc.BATCH_FALSE})
 
 
 def test_a_refused_log_on_is_waited_out_and_told() -> None:

@@ -12,7 +12,7 @@ from onetape.sources.dtc import messages as dtc
 from onetape.sources.dtc.layout import Malformed
 from onetape.sources.dtc.market import as_printed, seconds_to_ns
 
-#: A snapshot has at most this many levels.
+#: A snapshot, and a book, has at most this many levels.
 LEVELS_MAX = 100_000
 
 _SNAPSHOTS = {dtc.DEPTH_SNAPSHOT, dtc.DEPTH_SNAPSHOT_FLOAT}
@@ -36,6 +36,7 @@ class Depth:
         self._books = books
         self._gathered: dict[int, dict[str, list[BookLevel]]] = {}
         self.refused = 0
+        self._updates = 0
 
     def take(self, number: int, fields: dict[str, Any]) -> Level | None:
         """Put a depth message into its book; None where the message is of something else, or of no book."""
@@ -52,6 +53,9 @@ class Depth:
             side, made = level
             gone = fields["UpdateType"] == dtc.DELETE_LEVEL
             book.set_level(side, made.price, 0.0 if gone else made.size, made.orders, ts_ns)
+            self._updates += 1
+            if self._updates % 10_000 == 0 and len(book.bids()) + len(book.asks()) > LEVELS_MAX:
+                raise Malformed(f"a book of more than {LEVELS_MAX} levels")
         if fields["FinalUpdateInBatch"] in (dtc.BATCH_FALSE, dtc.BATCH_BEGIN):
             return Level(False, None, None, ts_ns)
         return _best(book, ts_ns)
