@@ -86,6 +86,7 @@ class DepthTail(Source):
     """
 
     kind = "depth"
+    live = False  # a file that does not grow says nothing of why: its silence covers nothing
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class DlyFile(Source):
     """Daily bars of one symbol. It has no cursor: each line is known by its content (the deliveries' ids)."""
 
     kind = "dly"
+    live = False  # a file that does not grow says nothing of why: its silence covers nothing
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ _AS_RECORDS = 256
 _INFER_RECORDS = 4096
 #: How often a file that is not there, or cannot be used, is looked for, s.
 _RETRY_S = 0.1
+#: Two flushes whose last records are no further apart, us, had Sierra Chart recording in between.
+_CLOSE_US = 60_000_000
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -55,6 +57,8 @@ class ScidTail(Source):
     """
 
     kind = "scid"
+    #: A file that does not grow says nothing of why: no trades, or no Sierra Chart. What it covers, it says itself.
+    live = False
 
     def __init__(
         self,
@@ -142,6 +146,7 @@ class ScidTail(Source):
             if fresh:
                 self._tell(state="live", trouble=None)
                 self._measure(file, fresh[0])
+                fresh[-1] = self._covering(fresh[-1], place)
                 for delivery in fresh:
                     yield delivery
                     if self.stopped:
@@ -287,6 +292,14 @@ class ScidTail(Source):
             last=last[: header.record_bytes].hex(),
             forming=bool(bars) and not bars[-1].complete,
         )
+
+    def _covering(self, delivery: Delivery, before: Place) -> Delivery:
+        """Return a flush with the time since the record before it as covered, if the one followed the other closely."""
+        place = self._place
+        if not self._caught_up or not before.records or not 0 < place.time - before.time <= _CLOSE_US:
+            return delivery
+        start_ns, end_ns = ((us - EPOCH_US) * 1000 for us in (before.time, place.time))
+        return msgspec.structs.replace(delivery, covers=[(self._symbol, start_ns, end_ns)])
 
     def _measure(self, file: GrowingFile, delivery: Delivery) -> None:
         if not self._caught_up:

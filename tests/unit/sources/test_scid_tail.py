@@ -24,7 +24,7 @@ class Following:
     def __init__(self, path, cursor=None, **options):
         self.source = ScidTail(path, "ESZ6", **options)
         self.source.resume(cursor)
-        self.records, self.cursors, self.empty = [], [cursor], 0
+        self.records, self.cursors, self.empty, self.covers = [], [cursor], 0, []
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self):
@@ -42,6 +42,7 @@ class Following:
                 self.records += delivery.columns["price"].tolist()
             self.records += [r if isinstance(r, Bar) else r.price for r in delivery.records]
             self.empty += not delivery.count
+            self.covers += delivery.covers
             if delivery.cursor is not None:
                 self.cursors.append(delivery.cursor)
 
@@ -90,6 +91,20 @@ def test_what_is_there_comes_first_and_then_what_is_written(path):
     assert stats.flush_lag_ms > 0
     assert "notice_ms" in stats.facts
     assert tail.source.stats.state == "ended"
+
+
+def test_only_what_flushes_close_to_each_other_enclose_is_covered(path):
+    sierra.write(path, _trades(0, 3))
+    with Following(path) as tail:
+        tail.until_records(3)
+        tail.until(lambda: tail.empty)
+        _append(path, sierra.trade(DAY_US + 5_000_000, 5))
+        tail.until_records(4)
+        _append(path, sierra.trade(DAY_US + 500_000_000, 6))
+        tail.until_records(5)
+        tail.until(lambda: tail.empty > 1)
+    assert tail.covers == [("ESZ6", (DAY_US + 2) * 1000, (DAY_US + 5_000_000) * 1000)]
+    assert not tail.source.live  # a feed is not to cover the silence of a file
 
 
 @pytest.mark.parametrize("cut", [1, 8, 39])
