@@ -61,6 +61,8 @@ class _File(Part):
             self._records = self._header.count(self.bytes_total)
             file.seek(self._header.header_bytes)
             first = file.read(self._header.record_bytes)
+        if len(first) == self._header.record_bytes:
+            self.kind = "bars" if scid_file.bar_mask(self._header.records(first))[0] else "ticks"
         torn = self.bytes_total - self._header.offset(self._records)
         self.notes = [f"{torn} bytes of a record behind the last whole one are left"] if torn > 0 else []
         self._interval_ns = interval_ns(options.interval) if options.interval is not None else None

@@ -76,6 +76,8 @@ def test_a_bar_alone_needs_its_interval_said(tape, tmp_path):
         import_file(tape, path)
     (done,) = import_file(tape, path, None, Options(interval="5min", kind="bars"))
     assert done.stored == 1
+    (done,) = import_file(tape, path, None, Options(interval="5min", kind="bars"))
+    assert (done.kind, done.stored, done.known) == ("bars", 0, 1)
 
 
 def test_bars_and_trades_in_one_file_are_both_taken(tape, tmp_path):
