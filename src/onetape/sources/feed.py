@@ -32,6 +32,8 @@ log = logging.getLogger("onetape.sources")
 JOIN_RECORDS = 8_192
 #: How long a source may take to end after close() before it is left alone, s.
 _END_S = 10.0
+#: How often the tape is asked whether it is back, by a feed whose source has ended, s.
+_SETTLE_S = 0.1
 
 
 class FeedTape(Protocol):
@@ -91,6 +93,7 @@ class Feed:
         self._backoff = Backoff(0.02, 1.0)
         self._cursor: str | None = None
         self._at_begin = True
+        self._held_at: dict[str, str] = {}
         self._told: dict[str, Any] = {"stored": 0, "held": 0, "commits": 0, "last_seq": None, "last_error": None}
         self._refused = self._duplicates = 0
 
@@ -120,6 +123,9 @@ class Feed:
             while (arrived := self._inbox.take(self._join_records, ALIVE_S)) is not None:
                 for joined in _joined(arrived):
                     self._store(joined)
+                self._check_held()
+            while self._held_at and not self._closed.wait(_SETTLE_S):
+                self._check_held()
         except BaseException as error:
             self._told["last_error"] = str(error)
             raise
@@ -232,6 +238,10 @@ class Feed:
             self._told["last_error"] = None
             return
         self._told["commits"] += 1
+        if "cursor" in identity:
+            name, _, after = identity["cursor"]
+            if done is None or name in self._held_at:
+                self._held_at[name] = after
         if done is None:
             self._told["held"] += count
             return
@@ -242,6 +252,27 @@ class Feed:
             refused = _invalid(records, is_table)
             self._refused += min(refused, count - done.stored)
             self._duplicates += max(0, count - done.stored - refused)
+
+    def _check_held(self) -> None:
+        """Look, once the tape is back, whether what it held is on it.
+
+        Where the tape was away from the begin its cursor was not known, and what was given from another place is left
+        out. Raises CursorConflict then: started again, the source gives it from the tape's cursor.
+        """
+        if not self._held_at:
+            return
+        status = getattr(self.tape, "status", None)
+        if status is not None and (not status.on_tape or status.held):
+            return
+        for name, after in self._held_at.items():
+            found = self.tape.cursor(name)
+            if found != after:
+                raise CursorConflict(
+                    f"source {self.source.name}: what was held while the tape was away is not on it: its cursor is at "
+                    f"{found!r}, not at {after!r}",
+                    hint="start the feed again: its source gives from there on",
+                )
+        self._held_at.clear()
 
     def _patiently(self, act: Any) -> Any:
         """Do it, again and again while the tape is busy or full; the source waits. Raises after close()."""

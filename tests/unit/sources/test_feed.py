@@ -15,6 +15,7 @@ from onetape.errors import CursorConflict, SourceRefused, TapeBusy, TapeFull
 from onetape.record import Tick
 from onetape.sources.feed import Feed
 from onetape.sources.source import Delivery, Source
+from onetape.steady import SteadyTape
 
 PATIENCE_S = 60.0
 T0 = 1_700_000_000_000_000_000
@@ -279,3 +280,48 @@ def test_a_source_that_tells_of_the_past_covers_nothing_of_the_present(tape: one
     since = now_ns()
     Feed(source, tape).run()
     assert not any(span.by for span in tape.coverage("ESZ6", since, now_ns()))
+
+
+def test_what_was_given_before_the_tapes_cursor_was_known_is_asked_for_again(tmp_path: Path) -> None:
+    path, aside = tmp_path / "t.db", tmp_path / "aside.db"
+    with onetape.open(path) as tape:
+        Feed(Scripted(counted(5)), tape).run()
+    path.rename(aside)
+    for left in tmp_path.glob("t.db*"):
+        left.unlink()
+    path.mkdir()  # in the tape's place: it is away when the system starts
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            feed.run()
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    with SteadyTape(path, retry_s=0.05) as steady:
+        feed = Feed(Scripted(counted(10)), steady)
+        thread = threading.Thread(target=run)
+        thread.start()
+        wait_for(lambda: feed.stats.held == 10)
+        path.rmdir()
+        aside.rename(path)
+        thread.join(PATIENCE_S)
+        assert isinstance(failed[0], CursorConflict) and "start the feed again" in failed[0].hint
+        again = Feed(Scripted(counted(10)), steady)
+        again.run()
+        assert steady.tape is not None
+        assert numbers(steady.tape) == [float(n) for n in range(10)]
+
+
+def test_a_feed_over_an_outage_is_on_the_tape_once_before_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "t.db"
+    path.mkdir()
+    with SteadyTape(path, retry_s=0.05) as steady:
+        feed = Feed(Scripted(counted(10)), steady)
+        thread = threading.Thread(target=feed.run)
+        thread.start()
+        wait_for(lambda: feed.stats.held == 10)
+        path.rmdir()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive() and steady.tape is not None
+        assert numbers(steady.tape) == [float(n) for n in range(10)]
