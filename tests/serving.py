@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from onetape.config import WebSettings
 from onetape.services.system import System
+from onetape.store import query
 from onetape.web.app import make_app
 from onetape.web.server import serve
 
@@ -158,7 +159,8 @@ class Standing:
 
     @property
     def head(self) -> int:
-        return int(self.tape.stats().head)
+        with self.tape._reading() as connection:
+            return int(query.head(connection))
 
 
 class Steady(msgspec.Struct, frozen=True):
