@@ -104,6 +104,7 @@ class SteadyTape:
         self._followers: weakref.WeakSet[SteadyFollower] = weakref.WeakSet()
         self._subscriptions: list[Subscription] = []
         self._cursors: dict[str, str | None] = {}
+        self._known: dict[str, Tick] = {}
         self._tape: Tape | None = None
         self._file: tuple[int, int] | None = None
         self._reason: str | None = None
@@ -172,7 +173,7 @@ class SteadyTape:
             follower.close()
         with self._lock:
             if self._ring.records:
-                log.error("%d records were held in memory and are lost: %s", self._ring.records, self._reason)
+                log.error("%d records that were held in memory are lost: %s", self._ring.records, self._reason)
             made, self._tape = self._tape, None
             if self._reason is None:
                 self._reason = "it is closed"
@@ -274,9 +275,9 @@ class SteadyTape:
     def latest(self, symbol: str | None = None) -> Any:
         """As Tape.latest(): of what is on the tape and what is held, the greatest event time."""
         if symbol is not None:
-            found = self._asked(lambda tape: tape.latest(symbol), lambda: None)
+            found = self._asked(lambda tape: tape.latest(symbol), lambda: self._known.get(symbol))
             return found if not self._ring.records else merged.latest([found], self._ring.ticks(symbol)).get(symbol)
-        every = self._asked(lambda tape: tape.latest(), dict)
+        every = self._asked(lambda tape: tape.latest(), lambda: dict(self._known))
         return every if not self._ring.records else merged.latest(every.values(), self._ring.ticks())
 
     def recent(self, symbol: str, count: int = 1000) -> list[Tick]:
@@ -404,6 +405,8 @@ class SteadyTape:
         if self._tape is None:
             made = tapes.open(self.path, **self._options)
             self._tape, self._file = made, _identity(self.path)
+            with contextlib.suppress(TapeError):
+                made.latest()  # kept up in memory from here on: what is known when the file goes away
 
     def _same_file(self) -> None:
         """Raise TapeMissing where the file that is open is not the one at the path any more."""
@@ -437,6 +440,8 @@ class SteadyTape:
         made, self._tape = self._tape, None
         if made is not None:
             with contextlib.suppress(Exception):  # it is broken already
+                self._known = made.latest()  # from memory: the last prices stay known in an outage
+            with contextlib.suppress(Exception):
                 made.close()
 
     def _may_return(self) -> bool:
