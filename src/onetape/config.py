@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     source: tuple[dict[str, Any], ...] = ()
     #: Which services run, by name, with what each takes: `[services.market_data]`. None: all, with their defaults.
     services: dict[str, dict[str, Any]] | None = None
-    web: WebSettings = WebSettings()
+    web: WebSettings = Field(default_factory=WebSettings)
     #: What `onetape serve` says of itself: lines for people, or JSON lines.
     log: Literal["plain", "json"] = "plain"
     #: How long `onetape serve` may take to come to its end, s.

@@ -104,12 +104,15 @@ def _line(
         except ValueError:
             wrong = wrong or Wrong(name.capitalize(), cell, "a number")
             values[name] = math.nan
-    scaled = [prices.of_text(values[name]) for name in ("open", "high", "low", "close")]
+    opened, high, low, close = (prices.of_text(values[name]) for name in ("open", "high", "low", "close"))
     bar = Bar(
         symbol,
         "1d",
         -1 if wrong else start_ns,
-        *scaled,
+        opened,
+        high,
+        low,
+        close,
         volume=values.get("volume"),
         complete=start_ns + _DAY_NS <= at_ns,
         source=source,

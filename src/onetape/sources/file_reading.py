@@ -267,4 +267,5 @@ def _own(said: dict[str, Any], how: Reading) -> Tick | Bar:
     if how.source is not None:
         said.setdefault("source", how.source)
     said.pop("seq", None)
-    return msgspec.convert(said, Tick if "ts_event_ns" in said else Bar)
+    made: Tick | Bar = msgspec.convert(said, Tick if "ts_event_ns" in said else Bar)
+    return made

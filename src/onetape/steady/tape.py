@@ -207,7 +207,9 @@ class SteadyTape:
             try:
                 self._same_file()
                 assert tape is not None
-                return tape.append(records, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
+                done = tape.append(records, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
+                self._remember(records)
+                return done
             except AWAY as error:
                 self._go_away(error)
         found = [records] if isinstance(records, Tick | Bar) else list(records)
@@ -406,7 +408,7 @@ class SteadyTape:
             made = tapes.open(self.path, **self._options)
             self._tape, self._file = made, _identity(self.path)
             with contextlib.suppress(TapeError):
-                made.latest()  # kept up in memory from here on: what is known when the file goes away
+                self._known = merged.latest(self._known.values(), made.latest().values())
 
     def _same_file(self) -> None:
         """Raise TapeMissing where the file that is open is not the one at the path any more."""
@@ -436,11 +438,20 @@ class SteadyTape:
         if isinstance(error, TapeDamaged | TapeUnusable | TapeMissing | TapeTooNew | TapeReadOnly | TapeClosed):
             self._let_go()
 
+    def _remember(self, records: Any) -> None:
+        """Keep the last ticks that were appended here: they stay known when the file goes away."""
+        known = self._known
+        for record in (records,) if records.__class__ is Tick else records:
+            if record.__class__ is Tick:
+                last = known.get(record.symbol)
+                if last is None or record.ts_event_ns >= last.ts_event_ns:
+                    known[record.symbol] = record
+
     def _let_go(self) -> None:
         made, self._tape = self._tape, None
         if made is not None:
             with contextlib.suppress(Exception):  # it is broken already
-                self._known = made.latest()  # from memory: the last prices stay known in an outage
+                self._known = merged.latest(self._known.values(), made.latest().values())
             with contextlib.suppress(Exception):
                 made.close()
 
@@ -500,13 +511,16 @@ class SteadyTape:
         good = _checked(records, raising=on_invalid != "quarantine")
         with self._lock:
             if self._reason is None and self._tape is not None:  # it came back just now
-                return self._tape.append(
-                    list(records),
-                    batch=batch,
-                    ids=ids,
-                    cursor=cursor,
-                    on_invalid=on_invalid,  # type: ignore[arg-type]
-                )
+                try:
+                    return self._tape.append(
+                        list(records),
+                        batch=batch,
+                        ids=ids,
+                        cursor=cursor,
+                        on_invalid=on_invalid,  # type: ignore[arg-type]
+                    )
+                except AWAY as error:
+                    self._go_away(error)
             if self._closed.is_set():
                 raise TapeClosed(f"{self.path} is closed", hint="open it again")
             self._ring.add(records, batch, ids, cursor, on_invalid)
