@@ -52,16 +52,16 @@ class WebSettings(BaseModel):
 
     enabled: bool = True
     host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65535)
+    port: int = Field(default=8080, ge=0, le=65535)
     #: What a browser or a program has to show; None: nobody is asked.
-    token: str | None = Field(None, min_length=16, repr=False)
+    token: str | None = Field(default=None, min_length=16, repr=False)
     #: Pages of other origins that may use the API, such as "https://desk.example".
     origins: tuple[str, ...] = ()
-    frames_per_s: float = Field(20, gt=0, le=20)
-    clients_max: int = Field(2000, ge=1)
-    symbols_per_client_max: int = Field(500, ge=1)
-    message_bytes_max: int = Field(65536, ge=1024)
-    requests_per_s: float = Field(50, gt=0)
+    frames_per_s: float = Field(default=20, gt=0, le=20)
+    clients_max: int = Field(default=2000, ge=1)
+    symbols_per_client_max: int = Field(default=500, ge=1)
+    message_bytes_max: int = Field(default=65536, ge=1024)
+    requests_per_s: float = Field(default=50, gt=0)
 
 
 class Settings(BaseSettings):
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     source: tuple[dict[str, Any], ...] = ()
     #: Which services run, by name, with what each takes: `[services.market_data]`. None: all, with their defaults.
     services: dict[str, dict[str, Any]] | None = None
-    web: WebSettings = Field(default_factory=WebSettings)
+    web: WebSettings = WebSettings()
     #: What `onetape serve` says of itself: lines for people, or JSON lines.
     log: Literal["plain", "json"] = "plain"
     #: How long `onetape serve` may take to come to its end, s.

@@ -146,6 +146,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path, serve: Any
         served.process.kill()
         served.process.wait()
     served = serve()
+    assert served.get("/healthz")[0] == 200
     until(lambda: stored(tmp_path) == 20_000)
     assert served.end() == 0
     with onetape.open(tmp_path / "market_data.db", mode="r") as tape:

@@ -267,5 +267,4 @@ def _own(said: dict[str, Any], how: Reading) -> Tick | Bar:
     if how.source is not None:
         said.setdefault("source", how.source)
     said.pop("seq", None)
-    made: Tick | Bar = msgspec.convert(said, Tick if "ts_event_ns" in said else Bar)
-    return made
+    return msgspec.convert(said, Tick) if "ts_event_ns" in said else msgspec.convert(said, Bar)

@@ -81,7 +81,8 @@ class Inbox:
                 if self._error is not None:
                     raise self._error
                 return None
-            taken, count = [], 0
+            taken: list[Arrived] = []
+            count = 0
             while self._waiting:
                 more = self._waiting[0].delivery.count
                 if taken and count + more > records:
