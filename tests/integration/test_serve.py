@@ -113,7 +113,10 @@ def records(first: int, count: int) -> list[bytes]:
 
 
 def stored(place: Path) -> int:
-    with contextlib.suppress(onetape.TapeMissing), onetape.open(place / "market_data.db", mode="r") as tape:
+    with (
+        contextlib.suppress(onetape.TapeMissing, onetape.TapeUnusable),
+        onetape.open(place / "market_data.db", mode="r") as tape,
+    ):
         return tape.stats().ticks
     return 0
 
