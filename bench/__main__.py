@@ -27,12 +27,14 @@ from bench import (
     machine,
     memory,
     migration,
+    patterns,
     reads,
     remote,
     scid,
     single,
     slices,
     switched,
+    system,
     table,
     web,
 )
@@ -60,6 +62,8 @@ _TOPICS: dict[str, Callable[[Setting], list[Line]]] = {
     "switched": switched.measure,
     "client": client.measure,
     "scid": scid.measure,
+    "system": system.measure,
+    "patterns": patterns.measure,
     "web": web.measure,
 }
 

@@ -56,13 +56,13 @@ def _in_process(setting: Setting, rate: int, count: int) -> list[float]:
 
 
 def _across(setting: Setting, rate: int, count: int) -> list[float]:
-    with setting.scratch() as folder, _tape(folder) as tape, _child(tape.path, str(count)) as child:
+    with setting.scratch() as folder, _tape(folder) as tape, reader(tape.path, str(count)) as child:
         _append_paced(tape.append, rate, count)
         return list(json.loads(child.communicate(timeout=60)[0]))
 
 
 def _idle(setting: Setting, seconds: float) -> float:
-    with setting.scratch() as folder, _tape(folder) as tape, _child(tape.path, "0", str(seconds)) as child:
+    with setting.scratch() as folder, _tape(folder) as tape, reader(tape.path, "0", str(seconds)) as child:
         return float(json.loads(child.communicate(timeout=60)[0]))
 
 
@@ -75,7 +75,7 @@ def _tape(folder: Path) -> Iterator[onetape.Tape]:
 
 
 @contextmanager
-def _child(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def reader(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "bench.follow", str(path), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None

@@ -29,8 +29,16 @@ def measure(setting: Setting) -> list[Line]:
         ticks = _ticks(setting.scaled(RECENT, 20))
         rows = folder / "ticks.csv"
         rows.write_text("".join(f"{','.join(map(str, feed.row(tick)[:8]))}\n" for tick in ticks))
-        full, empty, one = (
-            _tape(folder / name, held) for name, held in (("full", ticks), ("empty", []), ("one", ticks[:1]))
+        few = ticks[: len(feed.SYMBOLS)]
+        full, empty, one, system, system_few = (
+            _tape(folder / name, held)
+            for name, held in (
+                ("full", ticks),
+                ("empty", []),
+                ("one", ticks[:1]),
+                ("system", ticks),  # of their own: the services add what they find
+                ("system few", few),
+            )
         )
         weighed: dict[str, list[list[dict[str, int]]]] = {}
         for _ in range(runs):
@@ -42,6 +50,10 @@ def measure(setting: Setting) -> list[Line]:
                 ("tapes", "tape", full, _SERVICES),
                 ("no copies", "alone", rows, _SERVICES),
                 ("empty tapes", "tape", empty, _SERVICES),
+                ("services", "services", system, 1),
+                ("services of few", "services", system_few, 1),
+                ("four copies", "four", rows, 1),
+                ("no copy", "alone", rows, 1),
             ):
                 weighed.setdefault(name, []).append(_weigh(kind, path, count))
     held = f"{len(feed.SYMBOLS)} symbols x {len(ticks) // len(feed.SYMBOLS):,} recent"
@@ -65,7 +77,20 @@ def measure(setting: Setting) -> list[Line]:
             more_is_better=False,
         )
     )
-    return lines
+    peer = f"{_SERVICES} copies in one process, without services"
+    services = f"the real {_SERVICES} services in one process on one steady tape, {held}"
+    return [
+        *lines,
+        beside(f"{services}, RSS", "MB", rss["services"], peer, rss["four copies"], more_is_better=False),
+        beside(
+            f"{services}, RSS of the data alone",
+            "MB",
+            _above(rss, "services", "services of few"),
+            peer,
+            _above(rss, "four copies", "no copy"),
+            more_is_better=False,
+        ),
+    ]
 
 
 def _total(run: list[dict[str, int]], kind: str) -> float:

@@ -3,7 +3,9 @@
     alone     what the predecessor's service imports, and nothing held
     copies    the same with its own copy of the data, as the predecessor's four services each had: a dict of deques of
               the newest 1,000 records of each symbol, each record a dataclass of 15 fields
+    four      the four services of the predecessor in one process, each with its own copy
     tape      a tape opened, its latest and recent records asked for: what a service does instead
+    services  the four services as they are, in one process on one steady tape, started, and asked for all they know
 
 A line on its input makes it print what it weighs now, as JSON; the end of its input ends it. It collects no garbage and
 gives nothing back first: what is resident is what an operator sees.
@@ -16,6 +18,8 @@ import sys
 from pathlib import Path
 
 RECENT = 1000
+#: What the patterns get to look back over what is on the tape, s.
+_LOOK_BACK_S = 1.0
 
 
 def main(kind: str, path: str) -> None:
@@ -92,6 +96,10 @@ def _copies(path: str) -> object:
     return modules, held
 
 
+def _four(path: str) -> object:
+    return [_copies(path) for _ in range(4)]
+
+
 def _tape(path: str) -> object:
     import onetape
 
@@ -101,7 +109,50 @@ def _tape(path: str) -> object:
     return tape
 
 
-_HOLD = {"alone": _alone, "copies": _copies, "tape": _tape}
+def _services(path: str) -> object:
+    """Start the four services beside a clock that stands at the newest tick, so that its day is their present."""
+    import asyncio
+    import threading
+
+    from onetape.services.charts.service import ChartConfig, ChartService
+    from onetape.services.market_data import MarketDataService
+    from onetape.services.patterns.service import PatternService
+    from onetape.services.service import Service
+    from onetape.services.state.service import StateService
+    from onetape.steady import SteadyTape
+
+    tape = SteadyTape(path, recent_per_symbol=RECENT, retention_days=None).start()
+    last = tape.latest()
+    now_ns = max(tick.ts_event_ns for tick in last.values())
+
+    def clock() -> int:
+        return now_ns
+
+    state = StateService(tape, f"{path}.state", clock=clock)
+    charts = ChartService(tape, [ChartConfig(symbol, symbol) for symbol in last], clock=clock)
+    patterns = PatternService(tape, clock=clock)
+    market_data = MarketDataService(tape, ws_port=0, http_port=0)
+    services: list[Service] = [state, patterns, charts, market_data]
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    async def start() -> None:
+        for service in services:
+            await service.start()
+        await asyncio.sleep(_LOOK_BACK_S)
+
+    asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+    for symbol in last:
+        tape.recent(symbol, RECENT)
+        state.fill(symbol, symbol, 1, last[symbol].price or 1.0)
+    state.snapshot()
+    charts.current_analysis()
+    patterns.recent()
+    market_data.market_data()
+    return services, tape, loop
+
+
+_HOLD = {"alone": _alone, "copies": _copies, "four": _four, "tape": _tape, "services": _services}
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2])

@@ -35,7 +35,9 @@ def test_a_quick_benchmark_measures_every_topic(tmp_path: Path) -> None:
     for topic in ("append(Tick)", "writer()", "append_table", "latest", "recent", "follow across", "read()", "backfill",
                   "verify", "memory", "bulk append", "single ticks", "bytes", "middle symbol's day", "1-minute bars",
                   "while another process writes", "services on one tape", "on a tape of", "live backfill",
-                  "to another server", "throttled", "longest wait", "dual write", "new first"):  # fmt: skip
+                  "to another server", "throttled", "longest wait", "dual write", "new first", "feed to a subscriber",
+                  "feed to another process", "patterns on history", "the real 4 services",
+                  "feed to WebSocket client", "over HTTP"):  # fmt: skip
         assert topic in told or topic in done.stdout
     for peer in ("DuckDB", "ArcticDB", "chDB", "Parquet"):
         assert f"without {peer}: no virtual environment of the peers" in done.stderr
