@@ -207,11 +207,11 @@ def test_a_tape_in_a_folder_that_may_not_be_written_is_read_anew_when_somebody_w
         writer.append([Tick("A", T0 + i, 1.0) for i in range(10)])
     real = sqlite._open
 
-    def cannot_make_a_log(where, mode):
+    def cannot_make_a_log(where, mode, *patience):
         if mode == "r" and not layout.wal_path(where).exists():
             uri = where.as_uri() + "?immutable=1"
             return sqlite.FrozenConnection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
-        return real(where, mode)
+        return real(where, mode, *patience)
 
     monkeypatch.setattr(sqlite, "_open", cannot_make_a_log)
     with onetape.open(path, mode="r") as reader:
