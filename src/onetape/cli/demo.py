@@ -1,4 +1,4 @@
-"""onetape demo: a legacy system under live writes becomes one verified tape, before your eyes."""
+"""onetape demo: a legacy system becomes one verified tape before your eyes; and a whole system with its web page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def demo(
     keep: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where tape, ledger and reports stay. [default: demo-data, or demo-migration]"
+            metavar="DIR",
+            help="Where tape, ledger and reports stay. [default: demo-data, or demo-migration; --web keeps nothing]",
         ),
     ] = None,
     server: Annotated[
@@ -44,12 +45,25 @@ def demo(
     migrate: Annotated[
         bool, typer.Option("--migrate", help="The live migration: all phases, and back from each, under writers.")
     ] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="A whole system on replayed ticks: sources, services, the web page.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="With --web: the page's port; a free one if taken.")
+    ] = 8080,
+    for_s: Annotated[
+        float | None,
+        typer.Option("--for", metavar="SECONDS", min=0, help="With --web: end after so long. [default: Ctrl-C]"),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print only what was measured, as one JSON object.")] = False,
 ) -> None:
     """Migrate a legacy system of real market data to a verified tape, while its writers go on.
 
     With --migrate the writers never stop: the system goes through all phases of a live migration, back from each, and
     every write is counted at the end. It has a size and a private server of its own.
+
+    With --web nothing is migrated: recorded ticks are played again as if they came now, with all services and the web
+    page, until Ctrl-C.
 
     Ticks are real where the sample data is present (ONETAPE_SAMPLE_DATA, else ../shared/data), else simulated.
     """
@@ -60,6 +74,9 @@ def demo(
         signal.signal(number, _end)
     if migrate:
         _print(_live(seed, keep or Path("demo-migration"), Telling(quiet=json)), json)
+        return
+    if web:
+        _print(_web(seed, keep, port, for_s, Telling(quiet=json)), json)
         return
     from onetape.demo.story import Options, run
 
@@ -80,6 +97,12 @@ def _live(seed: int, keep: Path, telling: Telling) -> dict[str, Any]:
     from onetape.demo.live.story import Options, run
 
     return run(Options(seed=seed, keep=keep, samples=_samples(), command=_command()), telling)
+
+
+def _web(seed: int, keep: Path | None, port: int, for_s: float | None, telling: Telling) -> dict[str, Any]:
+    from onetape.demo.web.show import Options, run
+
+    return run(Options(samples=_samples(), keep=keep, seed=seed, port=port, for_s=for_s), telling)
 
 
 def _print(measured: dict[str, Any], json: bool) -> None:
