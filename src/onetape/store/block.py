@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ _HEAD = np.dtype(
 )
 #: The CRC-32 of anything with its own CRC-32 behind it, little-endian: one call checks a whole block.
 _INTACT = 0x2144DF1C
+#: Blocks of one size from which decoding them in one go pays: numpy's calls cost as much as some blocks one by one.
+_ALIKE_FROM = 8
 REPAIR = "onetape doctor says what is affected and sets it aside; everything else can be read"
 
 #: Bits 0 to 15 are 8 bytes wide, 16 to 18 four, 19 one: every column starts aligned.
@@ -206,28 +208,33 @@ def _verify(blob: bytes, where: str) -> tuple[int, int, int, int]:
 def decode_many(rows: Sequence[tuple[int, int, bytes]], where: str) -> dict[int, Columns]:
     """Return the columns, with seq, of journal rows (seq_last, count, payload) in their order, by kind.
 
-    Rows of one record and one size, which single appends leave by the thousand, are decoded in one go.
+    Rows of as many records and one size, which single appends and feeds leave by the thousand, are decoded in one go.
     """
-    singles: dict[int, tuple[list[int], list[bytes]]] = {}
+    alike: dict[tuple[int, int], tuple[list[int], list[bytes]]] = {}
     parts: dict[int, list[Columns]] = {}
     for seq_last, count, blob in rows:
-        if count == 1:
-            group = singles.get(len(blob))
+        if count:
+            group = alike.get((count, len(blob)))
             if group is None:
-                group = singles[len(blob)] = ([], [])
+                group = alike[count, len(blob)] = ([], [])
             group[0].append(seq_last)
             group[1].append(blob)
-        elif count:
-            kind, columns = decode(blob, f"{where} row {seq_last}")
-            columns["seq"] = np.arange(seq_last - count + 1, seq_last + 1, dtype="<i8")
-            parts.setdefault(kind, []).append(columns)
-    for size, (seqs, blobs) in singles.items():
-        for kind, columns in _decode_singles(size, seqs, blobs, where):
-            parts.setdefault(kind, []).append(columns)
+    for (count, size), (seqs, blobs) in alike.items():
+        if count > 1 and len(seqs) < _ALIKE_FROM:
+            for seq_last, blob in zip(seqs, blobs, strict=True):
+                kind, columns = decode(blob, f"{where} row {seq_last}")
+                columns["seq"] = np.arange(seq_last - count + 1, seq_last + 1, dtype="<i8")
+                parts.setdefault(kind, []).append(columns)
+        else:
+            for kind, columns in _decode_alike(count, size, seqs, blobs, where):
+                parts.setdefault(kind, []).append(columns)
     return {kind: _in_seq_order(concatenate(kind, found_parts)) for kind, found_parts in parts.items()}
 
 
-def _decode_singles(size: int, seqs: list[int], blobs: list[bytes], where: str) -> Iterator[tuple[int, Columns]]:
+def _decode_alike(
+    count: int, size: int, seqs: list[int], blobs: list[bytes], where: str
+) -> Iterator[tuple[int, Columns]]:
+    """Yield (kind, columns) of blocks of one size that hold `count` records each; those of one layout together."""
     if size < _HEADER.size + _CRC.size:
         raise ChunkCorrupt(f"{where} row {seqs[0]} has the wrong size", hint=REPAIR)
     for at, total in enumerate(map(zlib.crc32, blobs)):
@@ -235,17 +242,27 @@ def _decode_singles(size: int, seqs: list[int], blobs: list[bytes], where: str) 
             raise ChunkCorrupt(f"{where} row {seqs[at]} fails its checksum", hint=REPAIR)
     joined = b"".join(blobs)
     heads = np.frombuffer(joined, np.dtype([("head", _HEAD), ("rest", f"V{size - _HEADER.size}")]))["head"]
-    layouts = heads["bits"].astype("<u8") << 8 | heads["kind"]
+    wrong = np.flatnonzero(heads["count"] != count)
+    if len(wrong):
+        raise ChunkCorrupt(f"{where} row {seqs[wrong[0]]} has the wrong size", hint=REPAIR)
+    layouts = heads["bits"].astype("<u8") << 16 | heads["version"].astype("<u8") << 8 | heads["kind"]
     positions = np.array(seqs, dtype="<i8")
+    if count > 1:
+        positions = (positions[:, None] + np.arange(1 - count, 1, dtype="<i8")).ravel()
     for layout in np.unique(layouts).tolist():
-        kind, bits = layout & 0xFF, layout >> 8
+        kind, version, bits = layout & 0xFF, layout >> 8 & 0xFF, layout >> 16
         which = np.flatnonzero(layouts == layout)
         _verify(blobs[which[0]], f"{where} row {seqs[which[0]]}")
-        dtype = _row_dtype(kind, bits)
+        dtype = _block_dtype(version, kind, bits, count)
         table = np.frombuffer(joined, dtype)
-        columns = {name: table[name] for name in dtype.names or () if not name.startswith("_")}
+        if version == _ROWS:
+            table = table["_rows"]
+        columns = {name: table[name].reshape(-1) for name in table.dtype.names or () if not name.startswith("_")}
         columns["seq"] = positions
-        yield kind, columns if len(which) == len(seqs) else take(columns, which)
+        if len(which) < len(seqs):
+            mine = which if count == 1 else (which[:, None] * count + np.arange(count)).ravel()
+            columns = take(columns, mine)
+        yield kind, columns
 
 
 def _in_seq_order(columns: Columns) -> Columns:
@@ -260,10 +277,14 @@ def _record_dtype(kind: int, bits: int) -> np.dtype[Any]:
     return np.dtype([column for bit, column in enumerate(_SCHEMAS[kind]) if bits >> bit & 1])
 
 
-@cache
-def _row_dtype(kind: int, bits: int) -> np.dtype[Any]:
-    fields = [column for bit, column in enumerate(_SCHEMAS[kind]) if bits >> bit & 1]
-    return np.dtype([("_header", "V16"), *fields, ("_crc", "<u4")])
+@lru_cache(1024)
+def _block_dtype(version: int, kind: int, bits: int, count: int) -> np.dtype[Any]:
+    """Return a whole block of `count` records as one item: columns behind each other, or records (`_rows`)."""
+    record = _record_dtype(kind, bits)
+    if version == _ROWS:
+        return np.dtype([("_header", "V16"), ("_rows", record, (count,)), ("_crc", "<u4")])
+    columns = [(name, record[name], (count,)) for name in record.names or ()]
+    return np.dtype([("_header", "V16"), *columns, ("_crc", "<u4")])
 
 
 def concatenate(kind: int, parts: Sequence[Columns]) -> Columns:
