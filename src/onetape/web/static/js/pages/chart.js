@@ -235,7 +235,7 @@ class ChartPage {
     const { history, candles } = this;
     this.node.dataset.loading = "true";
     try {
-      const page = await history[which](Date.now());
+      const page = await (which === "older" ? history.older() : history.newer(Date.now()));
       if (page && history === this.history) {
         candles.draw({ from: 0, to: which === "older" ? page.added : 0 });
         this.tell();
