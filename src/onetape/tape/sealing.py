@@ -20,6 +20,8 @@ from onetape.tape.upkeep import Upkeep
 _LOG_PATIENCE_MS = 50
 #: Symbols' days of bars packed in one transaction: some milliseconds.
 _DAYS_A_STEP = 4
+#: Records in sealed spans from which they are merged in a thread of their own: the appender would wait 30 ms and more.
+_BESIDE_RECORDS = 65_536
 #: Records in merged spans that make the process that appends compact them, in a thread of its own.
 _COMPACT_RECORDS = 3 * layout.SPAN_RECORDS_MAX // 4
 
@@ -107,9 +109,22 @@ class Sealing(Upkeep):
             log.warning("moving the log of %s into it failed: %s", self.path, error)  # a later commit does it
 
     def _merge_when_due(self, connection: apsw.Connection) -> None:
+        """Merge spans that are due: few records at once, many beside the appending. The caller holds the write lock.
+
+        Where a thread is at it and too slow for what is appended, the appender merges as well, and so waits.
+        """
         found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS, self._damaged)
-        if not found:
-            return
+        if found:
+            records = sum(span.positions for span in found)
+            behind = records >= 3 * spans.MERGE_RECORDS // 2 or len(found) >= 2 * spans.MERGE_SPANS
+            if records < _BESIDE_RECORDS or (behind and self._compactor is not None):
+                self._merge(connection, found)
+                found = []
+        if self._compactor is None and (found or spans.due(connection, spans.COMPACT, _COMPACT_RECORDS)):
+            self._compactor = threading.Thread(target=self._compact_beside, name="onetape-compactor", daemon=True)
+            self._compactor.start()
+
+    def _merge(self, connection: apsw.Connection, found: list[spans.Span]) -> None:
         try:
             merge = spans.prepare(connection, found, spans.MERGED)
         except ChunkCorrupt as error:  # what is damaged stays as it is, and holds nothing else up
@@ -118,14 +133,14 @@ class Sealing(Upkeep):
             return
         with self._transaction(connection):
             spans.replace(connection, merge)
-        if self._compactor is None and spans.due(connection, spans.COMPACT, _COMPACT_RECORDS):
-            self._compactor = threading.Thread(target=self._compact_beside, name="onetape-compactor", daemon=True)
-            self._compactor.start()
 
     def _compact_beside(self) -> None:
         try:
             connection = self._connect("rw")
             try:
+                found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS, self._damaged)
+                if found and not self._closed:
+                    self._merge(connection, found)
                 self._compact(connection, _COMPACT_RECORDS)
             finally:
                 connection.close()
