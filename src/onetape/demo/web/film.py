@@ -1,8 +1,8 @@
 """The film: of each instrument what is past when the demo begins, and what is played as if it came now.
 
-Instruments were recorded on different days and for different times. Each is cut where much is to come; what is before the
-cut is moved as a whole, so that the cut is now, and what is behind it is played. The intervals between ticks stay as they
-were recorded. A recording that is too short is played from its begin again, as often as it takes.
+Instruments were recorded on different days and for different times. Each is cut where much is to come; what is before
+the cut is moved as a whole, so that the cut is now, and what is behind it is played. The intervals between ticks stay
+as they were recorded. A recording that is too short is played from its begin again, as often as it takes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _turning(
 ) -> Iterator[Tick]:
     """Yield the ticks of start <= time < end of a recording that is repeated for ever both ways, moved by `shift`."""
     turn = (start_ns - times[0]) // span_ns
-    while (begin_ns := times[0] + turn * span_ns) < end_ns:
+    while times[0] + turn * span_ns < end_ns:
         moved = turn * span_ns
         first, last = bisect_left(times, start_ns - moved), bisect_left(times, end_ns - moved)
         for tick in ticks[first:last]:
@@ -80,7 +80,6 @@ def _turning(
             event_ns = tick.ts_event_ns + moved + shift
             yield msgspec.structs.replace(tick, ts_event_ns=event_ns, ts_recv_ns=received)
         turn += 1
-        assert begin_ns < end_ns
 
 
 def _best_cut(times: Sequence[int]) -> int:

@@ -142,24 +142,14 @@ class _Show:
         if daemon.address is None:
             telling.line("The page does not start; the log above says why. It is tried again.", "bold red")
             return
-        if self.port != self.asked_port:
+        if self.asked_port not in (0, self.port):
             telling.line(f"Port {self.asked_port} is taken: the page is at another one.", "yellow")
         telling.gap()
         telling.plain(f"Open  {daemon.address}", "bold green")
         telling.gap()
         self._tell_instruments()
-        telling.line(
-            f"{SYMBOL} is simulated, and comes over our own DTC server with its order book. Look at it for late ticks and "
-            "corrections (revision marks, every half minute), a feed that breaks (shading, after 50 s), and the depth."
-        )
-        if self.shown[0].origin:
-            telling.line(f"{self.shown[0].symbol} misses three minutes of its past: they are shaded, too.")
-        telling.line(
-            "A replay of the other instruments can be paused, sought and sped up on the page of sources. Gold, ether, IBM and "
-            f"{SYMBOL} are held: their profit and loss moves with the prices."
-            if self.shown[0].origin
-            else "The replay can be paused, sought and sped up on the page of sources."
-        )
+        for text in self._hints():
+            telling.line(text)
         telling.gap()
         telling.plain("Another view, from a second terminal:")
         telling.plain(f"  onetape top --tape {self.place.tape} --url {daemon.address}")
@@ -167,6 +157,19 @@ class _Show:
         telling.gap()
         kept = f"{self.place.folder} stays." if self.options.keep else "All of its data is removed then."
         telling.line(f"Ctrl-C ends it. {kept}", "bold")
+
+    def _hints(self) -> Iterator[str]:
+        """Yield what to look at."""
+        yield (
+            f"Chart: {SYMBOL} is simulated, and comes over our own DTC server with its order book. It has late ticks "
+            "and corrections (a mark on the bar they revise, every half minute), and its feed breaks for a while, "
+            "first after 50 s (shaded)."
+        )
+        yield f"{self.shown[0].symbol} misses three minutes of its past: shaded, too."
+        yield (
+            "System: pause the recording, or change its speed. Some instruments are held: profit and loss moves with "
+            "their prices. Patterns: what was detected, and how often it came true. Tape: the file, and what it covers."
+        )
 
     def _tell_instruments(self) -> None:
         if not self.shown[0].origin:
