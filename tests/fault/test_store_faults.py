@@ -36,6 +36,7 @@ for name, limit in limits.items():
             setattr(module, name, limit)
 spans.MERGE_RECORDS, sealing._COMPACT_RECORDS = 300, 1500
 spans.MERGE_SPANS = 4
+sealing._BESIDE_RECORDS = 150
 spans.OWN_FROM = {spans.SEALED: 40, spans.MERGED: 5, spans.COMPACT: 1}
 T0, path = 1_700_000_000_000_000_000, sys.argv[1]
 """

@@ -77,6 +77,23 @@ def test_an_appender_that_outruns_the_thread_merges_itself(
     assert care.doctor(path).healthy
 
 
+def test_a_thread_that_can_do_nothing_leaves_the_merging_to_the_appender(
+    tmp_path: Path, small: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: sealing.Sealing) -> None:
+        self._compactor = None
+
+    monkeypatch.setattr(sealing.Sealing, "_compact_beside", fails)
+    path = tmp_path / "t.db"
+    with onetape.open(path, retention_days=None) as tape:
+        for i in range(400):
+            tape.append(Tick("A", T0 + i, price=float(i)))
+        assert set(small) == {threading.get_ident()}
+        assert tape.stats().chunks < 12
+        assert tape.read("A").num_rows == 400
+    assert care.doctor(path).healthy
+
+
 def test_two_that_merge_the_same_spans_leave_every_record_once(
     tmp_path: Path, small: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

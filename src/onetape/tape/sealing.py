@@ -111,13 +111,13 @@ class Sealing(Upkeep):
     def _merge_when_due(self, connection: apsw.Connection) -> None:
         """Merge spans that are due: few records at once, many beside the appending. The caller holds the write lock.
 
-        Where a thread is at it and too slow for what is appended, the appender merges as well, and so waits.
+        Where the thread is too slow for what is appended, or cannot, the appender merges itself, and so waits.
         """
         found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS, self._damaged)
         if found:
             records = sum(span.positions for span in found)
             behind = records >= 3 * spans.MERGE_RECORDS // 2 or len(found) >= 2 * spans.MERGE_SPANS
-            if records < _BESIDE_RECORDS or (behind and self._compactor is not None):
+            if records < _BESIDE_RECORDS or behind:
                 self._merge(connection, found)
                 found = []
         if self._compactor is None and (found or spans.due(connection, spans.COMPACT, _COMPACT_RECORDS)):
