@@ -341,6 +341,10 @@ def test_binary_and_broken_messages_are_answered(server, tape, page):
         odd.until("pong")
         odd.socket.send("[" * 60_000)
         assert odd.until("error")["code"] in ("not_json", "invalid")
+        odd.socket.send('{"op": "ping", "x": ' + "[" * 60_000)
+        assert odd.until("error")["code"] == "not_json"
+        odd.socket.send('{"op": "ping"}')
+        odd.until("pong")
     goes_on(server, tape, page)
 
 

@@ -52,6 +52,8 @@ def parse(text: str | bytes) -> Message:
         if "$.op" in told or "`op`" in told:
             raise Refused("op_unknown", f"no such op: {told}", "ops are subscribe, unsubscribe and ping") from error
         raise Refused("invalid", told) from error
+    except RecursionError as error:
+        raise Refused("not_json", "nested too deeply", "messages are flat JSON objects") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused("not_json", f"not JSON: {error}", "messages are JSON objects") from error
 
