@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,8 @@ import onetape
 from onetape import Bar, InvalidRecord, Tick
 from onetape.errors import ConfigInvalid, CursorConflict, TapeFull
 from onetape.steady import SteadyTape
+from onetape.steady.back import Back
+from onetape.steady.ring import Ring
 
 T0 = 1_763_740_800_000_000_000
 S = 1_000_000_000
@@ -409,3 +412,86 @@ def test_coverage_is_not_claimed_for_an_outage(tmp_path):
 def test_wrong_limits_are_refused(tmp_path):
     with pytest.raises(ConfigInvalid):
         SteadyTape(tmp_path / "t.db", ring_records=0)
+
+
+def test_who_appends_or_asks_while_what_was_held_is_written_does_not_wait_and_order_stays(away):
+    big = SteadyTape(away.path, retry_s=0.02, retention_days=None, ring_records=100_000).start()
+    for i in range(3000):  # two sources in turn: none of these can be stored together
+        big.append(tick(i, symbol="AB"[i % 2]), ids=[b"%d" % i])
+    away.path.parent.mkdir()
+    number, during = 3000, 0
+    while not big.status.on_tape:
+        big.append(tick(number, symbol="AB"[number % 2]))
+        number += 1
+        during += big.append(tick(number, symbol="AB"[number % 2])) is None
+        number += 1
+        newest = [t.price for t in big.recent("B", 50)]
+        assert newest == [float(i) for i in range(number - 99, number, 2)], "a tick twice, or none"
+    assert during > 3
+    with onetape.open(away.path, mode="r") as tape:
+        follower = tape.follow(from_seq=0)
+        found = []
+        while len(found) < number:
+            found += [record.price for record in follower.take(1.0)]
+    assert found == [float(i) for i in range(number)]
+    big.close()
+
+
+def test_a_file_that_is_replaced_while_the_tape_is_locked_gets_what_was_held(tmp_path):
+    path = tmp_path / "t.db"
+    with SteadyTape(path, retry_s=0.02, busy_timeout_ms=20, retention_days=None) as steady:
+        steady.append(tick(1))
+        with locked(path):
+            assert steady.append(tick(2)) is None
+            with onetape.open(tmp_path / "new.db", retention_days=None) as other:
+                other.append(tick(0))
+            for end in ("-wal", "-shm"):
+                (tmp_path / f"t.db{end}").rename(tmp_path / f"old.db{end}")
+            (tmp_path / "new.db").replace(path)
+        until(lambda: steady.status.on_tape)
+        assert steady.append(tick(3)) is not None
+        assert prices(path) == [0.0, 2.0, 3.0]
+
+
+def test_what_may_have_been_stored_is_stored_again_as_the_same_whatever_came_meanwhile():
+    ring = Ring(10)
+    for i in range(3):
+        ring.add([tick(i)], None, None, None, "raise")
+    turn = ring.first()
+    assert [held.number for held in turn] == [1, 2, 3] and len({held.batch for held in turn}) == 3
+    for i in range(3, 20):
+        ring.add([tick(i)], None, None, None, "raise")
+    assert ring.first() == turn and ring.records == 10 and ring.dropped == 10
+    ring.remove(turn)
+    assert [held.records[0].price for held in ring.first()] == [13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0]
+
+
+def test_what_is_stored_together_is_of_one_source_without_a_step_left_out():
+    ring = Ring(100)
+    ring.add([tick(1)], None, None, ("s", None, "1"), "raise")
+    ring.add([tick(2)], None, None, ("s", "1", "2"), "raise")
+    ring.add([tick(3)], None, None, ("s", "7", "8"), "raise")
+    ring.add([tick(4)], None, None, ("t", "8", "9"), "raise")
+    ring.add([tick(5)], "b", None, None, "raise")
+    ring.add([tick(6)], None, [b"6"], None, "raise")
+    for i in range(7, 10):
+        ring.add([tick(i)], None, None, None, "raise")
+    numbers = []
+    while turn := ring.first(apart=[8]):
+        numbers.append([held.number for held in turn])
+        ring.remove(turn)
+    assert numbers == [[1, 2], [3], [4], [5], [6], [7, 8], [9]]
+
+
+def test_back_knows_what_was_given_and_forgets_what_all_have_passed():
+    back = Back()
+    for first, last, number in [(5, 6, 1), (9, 9, 3), (20, 24, 4)]:
+        back.add(first, last, number)
+    found = [tick(i, seq=i) for i in range(1, 30)]
+    assert [r.seq for r in back.without(found, 4)] == list(range(1, 30))
+    assert [r.seq for r in back.without(found, 2)] == [*range(1, 9), *range(10, 20), *range(25, 30)]
+    assert [r.seq for r in back.without(found, 0)] == [1, 2, 3, 4, 7, 8, *range(10, 20), *range(25, 30)]
+    back.prune([SimpleNamespace(held_from=0, position=23), SimpleNamespace(held_from=0, position=9)])
+    assert len(back) == 1
+    back.prune([])
+    assert len(back) == 0

@@ -19,7 +19,7 @@ class SteadyFollower:
     """Gives records in the order of their arrival. What was held and is stored later is not given a second time.
 
     `open_` makes a follower of the tape behind a position (None: from now), or raises where the tape is away; `again`
-    leaves out records that were given while they were held. Made by SteadyTape.
+    leaves out records that were given while they were held: those of deliveries above `held_from`. Made by SteadyTape.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class SteadyFollower:
     ) -> None:
         self._open, self._again = open_, again
         self._symbols = None if symbols is None else frozenset([symbols] if isinstance(symbols, str) else symbols)
-        self._held_from = held_from
+        self.held_from = held_from
         self._held: deque[Record] = deque(maxlen=held_max)
         self._on_close = on_close
         self._wake = threading.Event()
@@ -108,17 +108,17 @@ class SteadyFollower:
             return []
         try:
             found = inner.take(timeout_s)
-        except OnetapeError:
+        except (OnetapeError, OSError):
             self._let_go()
             return []
-        return self._again(found, self._held_from) if found else []
+        return self._again(found, self.held_from) if found else []
 
     def _opened(self) -> Follower | None:
         if self._closed:
             return None
         try:
             made = self._open(self._from)
-        except OnetapeError:
+        except (OnetapeError, OSError):  # (a file that vanishes between two looks at it)
             return None
         if self._from is None:
             self._from = made.position

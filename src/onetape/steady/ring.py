@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
@@ -20,7 +20,10 @@ Cursor = tuple[str, str | None, str]
 
 
 class Held(msgspec.Struct, frozen=True, eq=False):
-    """One delivery that waits, and the identity under which it will be stored. `number` counts from 1."""
+    """One delivery that waits, and the identity under which it will be stored. `number` counts from 1.
+
+    own: the batch is a name that the ring gave it, which means nothing to anybody else.
+    """
 
     number: int
     records: Sequence[Tick | Bar]
@@ -28,6 +31,7 @@ class Held(msgspec.Struct, frozen=True, eq=False):
     ids: Sequence[bytes] | None
     cursor: Cursor | None
     on_invalid: str
+    own: bool = False
 
 
 class Ring:
@@ -37,6 +41,7 @@ class Ring:
         self.records_max = records_max
         self._lock = threading.Lock()
         self._held: deque[Held] = deque()
+        self._turn: list[Held] = []
         self._number = 0
         self.records = 0
         self.dropped = 0
@@ -71,10 +76,11 @@ class Ring:
                     self.dropped += len(records) - self.records_max
                     records = records[-self.records_max :]
                     ids = None if ids is None else ids[-self.records_max :]
-            if batch is None and ids is None and cursor is None:
+            own = batch is None and ids is None and cursor is None
+            if own:
                 batch = f"held:{os.urandom(12).hex()}"  # stored or not: asking again under this name does no harm
             self._number += 1
-            made = Held(self._number, records, batch, ids, cursor, on_invalid)
+            made = Held(self._number, records, batch, ids, cursor, on_invalid, own)
             self._held.append(made)
             self.records += len(records)
             return made
@@ -83,7 +89,7 @@ class Ring:
         kept: list[Held] = []
         while over > 0 and self._held:
             oldest = self._held.popleft()
-            if oldest.cursor is not None:
+            if oldest.cursor is not None or (self._turn and oldest.number <= self._turn[-1].number):
                 kept.append(oldest)
                 continue
             over -= len(oldest.records)
@@ -91,19 +97,33 @@ class Ring:
             self.dropped += len(oldest.records)
         self._held.extendleft(reversed(kept))
 
-    def first(self) -> Held | None:
-        """Return the delivery whose turn it is, None where nothing waits."""
-        with self._lock:
-            return self._held[0] if self._held else None
+    def first(self, apart: Collection[int] = (), records_max: int = 4096) -> list[Held]:
+        """Return the deliveries whose turn it is and that one append can store, oldest first; [] where none waits.
 
-    def remove(self, held: Held) -> None:
-        """Take out a delivery that is stored; one that was dropped meanwhile is no error."""
+        Those of one source, each of which begins where the one before ends, or those without an identity from
+        elsewhere. None is put together with the one behind a number of `apart`. They are the same until they are
+        removed, whatever comes meanwhile: what they are stored as is their identity too.
+        """
         with self._lock:
-            for at, one in enumerate(self._held):
-                if one is held:
-                    del self._held[at]
-                    self.records -= len(held.records)
-                    return
+            if self._turn:
+                return list(self._turn)
+            run: list[Held] = []
+            count = 0
+            for held in self._held:
+                count += len(held.records)
+                if run and (count > records_max or run[-1].number in apart or not _together(run[-1], held)):
+                    break
+                run.append(held)
+            self._turn = run
+            return list(run)
+
+    def remove(self, run: Sequence[Held]) -> None:
+        """Take out deliveries that are stored, first ones first."""
+        with self._lock:
+            for held in run:
+                self._held.remove(held)  # it is the first of them
+                self.records -= len(held.records)
+            self._turn = [held for held in self._turn if held not in run] if len(run) < len(self._turn) else []
 
     def cursor(self, name: str) -> str | None:
         """Return where a source is by what is held, None where nothing of it is."""
@@ -121,3 +141,10 @@ class Ring:
             for record in one.records:
                 if isinstance(record, Tick) and (symbol is None or record.symbol == symbol):
                     yield record
+
+
+def _together(one: Held, two: Held) -> bool:
+    if one.cursor is not None and two.cursor is not None:
+        plain = all(held.batch is None and held.ids is None for held in (one, two))
+        return plain and one.cursor[0] == two.cursor[0] and one.cursor[2] == two.cursor[1]
+    return one.own and two.own

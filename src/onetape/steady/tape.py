@@ -44,6 +44,7 @@ from onetape.facts import SymbolInfo
 from onetape.live.subscription import Subscription, SubscriptionStats, WhenSlow
 from onetape.record import Bar, Record, SeqRange, Tick
 from onetape.steady import merged
+from onetape.steady.back import Back
 from onetape.steady.beat import SteadyBeat
 from onetape.steady.follower import SteadyFollower
 from onetape.steady.ring import Cursor, Held, Ring
@@ -99,8 +100,8 @@ class SteadyTape:
         self._retry_s = retry_s
         self._ring = Ring(ring_records)
         self._lock = threading.RLock()
-        self._given_back = threading.Lock()
-        self._back: list[tuple[int, int, int]] = []  # positions first to last that were stored late, by held number
+        self._looking = threading.RLock()  # taken before _lock: one looks for the tape, and stores what is held
+        self._back = Back()
         self._followers: weakref.WeakSet[SteadyFollower] = weakref.WeakSet()
         self._subscriptions: list[Subscription] = []
         self._cursors: dict[str, str | None] = {}
@@ -116,8 +117,8 @@ class SteadyTape:
         self._thread: threading.Thread | None = None
         try:
             self._open()
-        except AWAY as error:
-            self._go_away(error)
+        except (*AWAY, OSError) as error:
+            self._go_away(error, self._tape)
 
     # The tape itself
 
@@ -128,18 +129,18 @@ class SteadyTape:
 
     @property
     def status(self) -> SteadyStatus:
-        """How it is."""
-        with self._lock:
-            return SteadyStatus(
-                on_tape=self._reason is None,
-                reason=self._reason,
-                since_ns=self._since_ns,
-                held=self._ring.records,
-                ring_records=self._ring.records_max,
-                dropped=self._ring.dropped + self._refused,
-                written_back=self._written_back,
-                outages=self._outages,
-            )
+        """How it is. Never waits."""
+        reason = self._reason
+        return SteadyStatus(
+            on_tape=reason is None,
+            reason=reason,
+            since_ns=self._since_ns,
+            held=self._ring.records,
+            ring_records=self._ring.records_max,
+            dropped=self._ring.dropped + self._refused,
+            written_back=self._written_back,
+            outages=self._outages,
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Return anything else of a Tape. Raises TapeMissing while it is away."""
@@ -169,7 +170,7 @@ class SteadyTape:
             self._thread.join(10)
         for subscription in list(self._subscriptions):
             subscription.close()
-        for follower in list(self._followers):
+        for follower in self._following():
             follower.close()
         with self._lock:
             if self._ring.records:
@@ -211,7 +212,7 @@ class SteadyTape:
                 self._remember(records)
                 return done
             except AWAY as error:
-                self._go_away(error)
+                self._go_away(error, tape)
         found = [records] if isinstance(records, Tick | Bar) else list(records)
         return self._hold(found, batch, ids, cursor, on_invalid)
 
@@ -232,7 +233,7 @@ class SteadyTape:
                 assert tape is not None
                 return tape.append_table(data, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
             except AWAY as error:
-                self._go_away(error)
+                self._go_away(error, tape)
         found = table.from_table(data)
         if cursor is not None and len(found) > self._ring.records_max - self._ring.records:
             raise TapeFull(f"the tape is away: {self._reason}", hint="the source waits, and gives the records again")
@@ -271,26 +272,26 @@ class SteadyTape:
             return None
         try:
             return tape.stats().head
-        except AWAY:
+        except (*AWAY, OSError):
             return None
 
     def latest(self, symbol: str | None = None) -> Any:
         """As Tape.latest(): of what is on the tape and what is held, the greatest event time."""
         if symbol is not None:
-            found = self._asked(lambda tape: tape.latest(symbol), lambda: self._known.get(symbol))
-            return found if not self._ring.records else merged.latest([found], self._ring.ticks(symbol)).get(symbol)
-        every = self._asked(lambda tape: tape.latest(), lambda: dict(self._known))
-        return every if not self._ring.records else merged.latest(every.values(), self._ring.ticks())
+            found, held = self._both(lambda tape: tape.latest(symbol), lambda: self._known.get(symbol), symbol)
+            return merged.latest([found], held).get(symbol) if held else found
+        every, held = self._both(lambda tape: tape.latest(), lambda: dict(self._known))
+        return merged.latest(every.values(), held) if held else every
 
     def recent(self, symbol: str, count: int = 1000) -> list[Tick]:
         """As Tape.recent(): the newest ticks, ascending."""
-        found: list[Tick] = self._asked(lambda tape: tape.recent(symbol, count), list)
-        return found if not self._ring.records else merged.recent(found, self._ring.ticks(symbol), count)
+        found, held = self._both(lambda tape: tape.recent(symbol, count), list, symbol)
+        return merged.recent(found, held, count) if held else list(found)
 
     def symbols(self) -> list[SymbolInfo]:
         """As Tape.symbols()."""
-        found: list[SymbolInfo] = self._asked(lambda tape: tape.symbols(), list)
-        return found if not self._ring.records else merged.symbols(found, self._ring.ticks())
+        found, held = self._both(lambda tape: tape.symbols(), list)
+        return merged.symbols(found, held) if held else list(found)
 
     def symbol_names(self) -> list[str]:
         """Return the names of the symbols, sorted."""
@@ -300,17 +301,15 @@ class SteadyTape:
         self, symbol: str, start: Time | None = None, end: Time | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """As Tape.read(), of one symbol."""
-        found = self._asked(lambda tape: tape.read(symbol, start, end, columns=columns), lambda: None)
-        if found is not None and not self._ring.records:
-            return found
-        return merged.table(found, self._ring.ticks(symbol), symbol, start, end, columns)
+        found, held = self._both(lambda tape: tape.read(symbol, start, end, columns=columns), lambda: None, symbol)
+        return found if found is not None and not held else merged.table(found, held, symbol, start, end, columns)
 
     def bar_list(
         self, symbol: str, interval: str = "1min", start: Time | None = None, end: Time | None = None, **how: Any
     ) -> list[Bar]:
         """As Tape.bar_list(); bars of what is held are folded from it, and joined with those of the tape."""
-        found: list[Bar] = self._asked(lambda tape: tape.bar_list(symbol, interval, start, end, **how), list)
-        return found if not self._ring.records else merged.bars(found, self._ring.ticks(symbol), interval, start, end)
+        found, held = self._both(lambda tape: tape.bar_list(symbol, interval, start, end, **how), list, symbol)
+        return merged.bars(found, held, interval, start, end) if held else list(found)
 
     def bars(
         self, symbol: str, interval: str = "1min", start: Time | None = None, end: Time | None = None, **how: Any
@@ -326,16 +325,17 @@ class SteadyTape:
 
     def follow(self, symbols: str | Iterable[str] | None = None, from_seq: int | None = None) -> SteadyFollower:
         """Return a follower from a position (None: from now) that goes on through outages."""
-        made = SteadyFollower(
-            lambda position: self._follower(symbols, position),
-            self._without_again,
-            symbols,
-            from_seq,
-            self._ring.number,
-            self._ring.records_max,
-            self._followers.discard,
-        )
-        self._followers.add(made)
+        with self._lock:  # what is held from here on is given to it, and not given again when it is stored
+            made = SteadyFollower(
+                lambda position: self._follower(symbols, position),
+                self._back.without,
+                symbols,
+                from_seq,
+                self._ring.number,
+                self._ring.records_max,
+                self._forget,
+            )
+            self._followers.add(made)
         return made
 
     def subscribe(
@@ -367,34 +367,54 @@ class SteadyTape:
     # Coming and going
 
     def look(self) -> bool:
-        """Look at once whether the tape can be used, and store what is held; return whether it is."""
-        with self._lock:
+        """Look at once whether the tape can be used, and store what is held; return whether it is.
+
+        Who appends meanwhile does not wait: what comes is held too, and stored in its turn.
+        """
+        with self._looking:
             if self._closed.is_set():
                 return False
-            if self._reason is None:
-                try:
-                    self._same_file()
-                except AWAY as error:
-                    self._go_away(error)
-                return self._reason is None
+            tape = self._tape
             try:
+                if self._reason is None:
+                    self._same_file()
+                    self._back.prune(self._following())
+                    return True
                 if not self._may_return():
                     return False
                 self._open()
                 assert self._tape is not None
-                head = self._tape.stats().head
-                for follower in list(self._followers):
+                tape = self._tape
+                self._same_file()
+                head = tape.stats().head
+                for follower in self._following():
                     follower.begin(head)  # "from now" was said while there was no tape to say where that is
-                self._write_back()
-            except AWAY as error:
-                self._stay_away(error)
+                while not self._returned():
+                    self._write_back(tape)
+            except (*AWAY, OSError) as error:
+                self._go_away(error, tape)
+                return False
+        for follower in self._following():
+            follower.poke()
+        return True
+
+    def _returned(self) -> bool:
+        """Be on the tape again, if nothing is held any more; return whether that is so."""
+        with self._lock:
+            if self._ring.records or len(self._ring):
                 return False
             self._reason, self._damaged, self._vanished = None, None, False
             self._since_ns = now_ns()
             log.info("the tape is back: %s", self.path)
-        for follower in list(self._followers):
-            follower.poke()
-        return True
+            return True
+
+    def _following(self) -> list[SteadyFollower]:
+        with self._lock:  # (a weak set cannot be read while another thread adds to it)
+            return list(self._followers)
+
+    def _forget(self, follower: SteadyFollower) -> None:
+        with self._lock:
+            self._followers.discard(follower)
 
     def _keep(self) -> None:
         while not self._closed.wait(self._retry_s):
@@ -419,24 +439,26 @@ class SteadyTape:
         if (found.st_dev, found.st_ino) != self._file:
             raise TapeMissing(f"{self.path} was replaced by another file", hint="it is opened by itself")
 
-    def _go_away(self, error: TapeError) -> None:
+    def _go_away(self, error: Exception, tape: Tape | None) -> None:
+        """Hold records from now on, because of what using `tape` said; unless another was opened meanwhile."""
         with self._lock:
+            if self._closed.is_set() or (tape is not self._tape and self._reason is None):
+                return
             if self._reason is None:
                 self._outages += 1
                 self._since_ns = now_ns()
                 log.warning("the tape is away, records are held in memory: %s", error)
-            self._stay_away(error)
-        for follower in list(self._followers):
+            self._reason = str(error)
+            if isinstance(error, TapeMissing | OSError) and self._tape is not None:
+                self._vanished = True
+            if isinstance(error, TapeDamaged | TapeUnusable):
+                with contextlib.suppress(OSError):
+                    self._damaged = _stamp(self.path)
+            if not isinstance(error, TapeBusy | TapeFull) and tape is self._tape:
+                self._let_go()
+            following = list(self._followers)
+        for follower in following:
             follower.away()
-
-    def _stay_away(self, error: TapeError) -> None:
-        self._reason = str(error)
-        if isinstance(error, TapeMissing) and self._tape is not None:
-            self._vanished = True
-        if isinstance(error, TapeDamaged | TapeUnusable) and self.path.is_file():
-            self._damaged = _stamp(self.path)
-        if isinstance(error, TapeDamaged | TapeUnusable | TapeMissing | TapeTooNew | TapeReadOnly | TapeClosed):
-            self._let_go()
 
     def _remember(self, records: Any) -> None:
         """Keep the last ticks that were appended here: they stay known when the file goes away."""
@@ -469,35 +491,51 @@ class SteadyTape:
                 return False
         return True
 
-    def _write_back(self) -> None:
-        """Store what is held, in order. Raises what says that the tape is away again."""
-        tape = self._tape
-        assert tape is not None
-        while (held := self._ring.first()) is not None:
-            with self._given_back:
-                done = self._stored(tape, held)
-                if done is not None and done.last >= done.first:
-                    self._back.append((done.first, done.last, held.number))
-                    self._written_back += done.stored
-            self._ring.remove(held)
-
-    def _stored(self, tape: Tape, held: Held) -> SeqRange | None:
-        name = None if held.cursor is None else held.cursor[0]
+    def _write_back(self, tape: Tape) -> None:
+        """Store what is first of what is held. Raises what says that the tape is away again."""
+        self._same_file()
+        run = self._ring.first([follower.held_from for follower in self._following()])
+        if not run:
+            return
         try:
-            return tape.append(
-                list(held.records), batch=held.batch, ids=held.ids, cursor=held.cursor, on_invalid="quarantine"
-            )
+            self._store(tape, run)
+        except CursorConflict:  # a part of them may be stored: an answer was lost
+            for held in run:
+                self._store(tape, [held])
+
+    def _store(self, tape: Tape, run: list[Held]) -> None:
+        with self._back.storing:
+            done = self._stored(tape, run)
+            if done is not None and done.last >= done.first:
+                self._back.add(done.first, done.last, run[-1].number)
+                self._written_back += done.stored
+            self._ring.remove(run)
+
+    def _stored(self, tape: Tape, run: list[Held]) -> SeqRange | None:
+        first, last = run[0], run[-1]
+        cursor = None
+        if first.cursor is not None and last.cursor is not None:
+            cursor = (first.cursor[0], first.cursor[1], last.cursor[2])
+        records = [record for held in run for record in held.records]
+        try:
+            if cursor is None and len(run) > 1:
+                batch: str | None = f"{first.batch}+{len(run)}"
+            else:
+                batch = first.batch
+            return tape.append(records, batch=batch, ids=first.ids, cursor=cursor, on_invalid="quarantine")
         except CursorConflict as error:
-            assert held.cursor is not None and name is not None
-            if tape.cursor(name) == held.cursor[2]:
+            assert cursor is not None
+            if tape.cursor(cursor[0]) == cursor[2]:
                 return None  # it was stored, and the answer was lost
+            if len(run) > 1:
+                raise
             # The source gives again what comes behind the tape's cursor: it is told by its next append.
-            log.error("%s: %d held records are left to their source, which gives them again: %s", name,
-                      len(held.records), error)  # fmt: skip
+            log.error("%s: %d held records are left to their source, which gives them again: %s", cursor[0],
+                      len(records), error)  # fmt: skip
             return None
         except InvalidRecord as error:
-            self._refused += len(held.records)
-            log.error("%d held records are refused by the tape: %s", len(held.records), error)
+            self._refused += len(records)
+            log.error("%d held records are refused by the tape: %s", len(records), error)
             return None
 
     def _hold(
@@ -510,9 +548,11 @@ class SteadyTape:
     ) -> SeqRange | None:
         good = _checked(records, raising=on_invalid != "quarantine")
         with self._lock:
-            if self._reason is None and self._tape is not None:  # it came back just now
+            tape = self._tape
+            if self._reason is None and tape is not None:  # it came back just now
                 try:
-                    return self._tape.append(
+                    self._same_file()
+                    return tape.append(
                         list(records),
                         batch=batch,
                         ids=ids,
@@ -520,13 +560,25 @@ class SteadyTape:
                         on_invalid=on_invalid,  # type: ignore[arg-type]
                     )
                 except AWAY as error:
-                    self._go_away(error)
+                    self._go_away(error, tape)
             if self._closed.is_set():
                 raise TapeClosed(f"{self.path} is closed", hint="open it again")
             self._ring.add(records, batch, ids, cursor, on_invalid)
-        for follower in list(self._followers):
-            follower.hold(good)
+            for follower in self._followers:
+                follower.hold(good)
         return None
+
+    def _both(
+        self, ask: Callable[[Tape], Any], otherwise: Callable[[], Any], symbol: str | None = None
+    ) -> tuple[Any, list[Tick]]:
+        """Return what the tape answers and what is held beside it; no tick in both, and none in neither."""
+        outages = self._outages
+        if self._reason is None:
+            found = self._asked(ask, otherwise)
+            if self._reason is None and self._outages == outages:
+                return found, []
+        with self._back.storing:  # nothing goes from the one to the other meanwhile
+            return self._asked(ask, otherwise), list(self._ring.ticks(symbol))
 
     def _asked(self, ask: Callable[[Tape], Any], otherwise: Callable[[], Any]) -> Any:
         """Return what the tape answers, also one that only cannot be written; else the other answer."""
@@ -535,9 +587,9 @@ class SteadyTape:
             return otherwise()
         try:
             return ask(tape)
-        except AWAY as error:
+        except (*AWAY, OSError) as error:
             if not isinstance(error, TapeBusy):
-                self._go_away(error)
+                self._go_away(error, tape)
             return otherwise()
 
     def _said(self, say: Callable[[Tape], None]) -> None:
@@ -555,13 +607,6 @@ class SteadyTape:
         if position is None:
             return tape.follow(symbols)
         return tape.follow(symbols, from_seq=min(position, tape.stats().head))
-
-    def _without_again(self, found: list[Record], held_from: int) -> list[Record]:
-        with self._given_back:  # what is just being stored late is known once this is free
-            back = [(first, last) for first, last, number in self._back if number > held_from]
-        if not back:
-            return found
-        return [r for r in found if not any(first <= (r.seq or 0) <= last for first, last in back)]
 
     def _ended(self, subscription: Subscription) -> None:
         with contextlib.suppress(ValueError):
