@@ -11,6 +11,7 @@ from tests.serving import Page, Standing, served
 
 import onetape
 from onetape import Tick
+from onetape.clock import now_ns
 from onetape.record import MINUTE_NS
 from onetape.services.registry import make
 from onetape.services.system import System
@@ -110,6 +111,23 @@ def test_gaps_are_told_with_the_candles(client, tape):
     tape.mark_missing("A", T0 + 10 * MINUTE_NS, T0 + 12 * MINUTE_NS, source="feed")
     found = get(client, "candles", symbol="A", end_ms=(T0 + 50 * MINUTE_NS) // MS)["gaps"]
     assert found == [[(T0 + 10 * MINUTE_NS) // MS, (T0 + 12 * MINUTE_NS) // MS, "missing"]]
+
+
+def test_what_a_live_feed_has_not_said_yet_is_no_gap(client, tape):
+    now = now_ns()
+    tape.append([Tick("L", now - ago * 10**9, price=1.0, size=1.0) for ago in range(600, 0, -1)])
+    tape.cover("L", now - 600 * 10**9, now - 10**9, source="feed")
+    time.sleep(1.1)  # longer than a gap has to be
+    assert get(client, "candles", symbol="L", interval="1s")["gaps"] == []
+    assert sum(day["missing"] for day in get(client, "coverage", symbol="L")["days"]) == 0
+
+
+def test_a_feed_that_is_silent_for_long_is_a_gap_up_to_now(client, tape):
+    now = now_ns()
+    tape.append([Tick("L", now - ago * 10**9, price=1.0, size=1.0) for ago in range(600, 60, -1)])
+    tape.cover("L", now - 600 * 10**9, now - 60 * 10**9, source="feed")
+    ((start, end, _),) = get(client, "candles", symbol="L", interval="1s")["gaps"]
+    assert end - start >= 59_000 and end >= now // MS
 
 
 def test_ticks_are_the_newest_ascending_with_exact_times(client, tape):

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, OnetapeError
 from onetape.facts import SymbolInfo
 from onetape.record import TS_MAX_NS
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 BARS_MAX = 5000
 #: Shorter gaps are not shown, s.
 GAP_MIN_S = 1.0
+#: What is missing up to now, and for less than this, is not known yet: a feed says only now and then that it is there.
+PENDING_NS = 10 * 10**9
 #: Ticks folded at a time where bars are not joined from kept minutes.
 _RECORDS = 262_144
 #: What the tape holds of each symbol is asked for at most so often, s.
@@ -104,10 +107,12 @@ def newest(
 
 def gaps_of(tape: SteadyTape, symbol: str, start_ns: int, end_ns: int) -> Any:
     """Return the gaps of a span; none where the tape is away, or has none to tell of such a symbol."""
+    now = now_ns()
     if tape.tape is None or start_ns >= end_ns:
         return []
     try:
-        return tape.tape.gaps(symbol, start_ns, end_ns, min_s=GAP_MIN_S)
+        found = tape.tape.gaps(symbol, start_ns, end_ns, min_s=GAP_MIN_S)
+        return [gap for gap in found if gap.end_ns < now or gap.end_ns - gap.start_ns >= PENDING_NS]
     except OnetapeError:  # a view of several contracts, or a tape that is going away: shading is a hint
         return []
 

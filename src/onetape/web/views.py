@@ -12,7 +12,7 @@ import msgspec
 
 from onetape.clock import now_ns
 from onetape.errors import OnetapeError
-from onetape.web.candles import Known
+from onetape.web.candles import PENDING_NS, Known
 from onetape.web.rows import MS_NS, ms
 
 if TYPE_CHECKING:
@@ -167,11 +167,17 @@ class Views:
             day: {"date": _date(day), "covered": 0.0, "missing": 0.0, "closed": 0.0, "quiet": 0.0, "ticks": 0}
             for day in range(first_day, last_day + 1)
         }
+        now = now_ns()
         for span in tape.coverage(symbol, first_day * DAY_NS, (last_day + 1) * DAY_NS):
             field = {"unknown": "missing", "pruned": "covered"}.get(span.state, span.state)
+            if field == "missing" and span.end_ns >= now and now - span.start_ns < PENDING_NS:
+                continue
+            start_ns = span.start_ns
+            if span.state == "unknown":  # before it was first heard of, nothing was there to be missed
+                start_ns = max(start_ns, info.ts_first_ns)
             for day in range(span.start_ns // DAY_NS, (span.end_ns - 1) // DAY_NS + 1):
                 if day in found:
-                    since, until = max(span.start_ns, day * DAY_NS), min(span.end_ns, (day + 1) * DAY_NS, now_ns())
+                    since, until = max(start_ns, day * DAY_NS), min(span.end_ns, (day + 1) * DAY_NS, now_ns())
                     row: Any = found[day]
                     row[field] = row[field] + max(0, until - since) / 1e9
         for bar in tape.bar_list(symbol, "1d", first_day * DAY_NS, (last_day + 1) * DAY_NS):
