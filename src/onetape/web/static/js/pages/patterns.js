@@ -2,7 +2,7 @@
 
 import { every, get } from "../api.js";
 import { card, el, fill, table } from "../dom.js";
-import { count, decimals, price, share, stamp } from "../format.js";
+import { clock, count, day, decimals, price, share, stamp } from "../format.js";
 
 const WAY = (side) => (side > 0 || side === "buy" || side === "up" || side === "bullish" ? "up" : side < 0 || side === "sell" || side === "down" || side === "bearish" ? "down" : "");
 
@@ -31,9 +31,8 @@ function at(one) {
 
 function detections(found) {
   const rows = found.slice().sort((a, b) => at(b) - at(a)).map((one) => {
-    const way = WAY(one.direction ?? one.side);
-    return [stamp(at(one)), el("a", { href: `#/chart/${encodeURIComponent(one.symbol)}`, text: one.symbol }), words(one.detector ?? one.pattern ?? one.name ?? one.type),
-      el("span", { class: way, text: way === "up" ? "▲ up" : way === "down" ? "▼ down" : "–" }), price(one.price, decimals([one.price])), meter(one.confidence)];
+    return [when(at(one)), el("a", { href: `#/chart/${encodeURIComponent(one.symbol)}`, text: one.symbol }), words(one.detector ?? one.pattern ?? one.name ?? one.type),
+      arrow(one.direction ?? one.side), price(one.price, decimals([one.price])), meter(one.confidence)];
   });
   return table("Detections", [["Time"], ["Symbol"], ["Pattern"], ["Direction"], ["Price", "num"], ["Confidence", "num"]], rows, "No pattern was detected yet.");
 }
@@ -42,9 +41,19 @@ function rates(told) {
   const list = Array.isArray(told) ? told : Object.entries(told).filter(([, one]) => one && typeof one === "object" && !Array.isArray(one)).map(([name, one]) => ({ name, ...one }));
   const rows = list.map((one) => {
     const rate = one.success_rate ?? one.rate ?? null;
-    return [words(one.detector ?? one.name ?? one.pattern), count(one.total ?? one.detections ?? one.count), count(one.successes ?? one.succeeded ?? one.hits), count(one.failures ?? one.failed ?? one.misses), meter(rate)];
+    return [words(one.detector ?? one.name ?? one.pattern), arrow(one.direction), one.interval, count(one.total ?? one.detections ?? one.count), count(one.successes ?? one.succeeded ?? one.hits), count(one.failures ?? one.failed ?? one.misses), meter(rate)];
   });
-  return table("Statistics", [["Pattern"], ["Detected", "num"], ["Came true", "num"], ["Failed", "num"], ["Rate", "num"]], rows, "Nothing to count yet.");
+  return table("Statistics", [["Pattern"], ["Direction"], ["Bars"], ["Judged", "num"], ["Came true", "num"], ["Failed", "num"], ["Rate", "num"]], rows, "Nothing to count yet.");
+}
+
+function arrow(side) {
+  const way = WAY(side);
+  return el("span", { class: way, text: way === "up" ? "▲ up" : way === "down" ? "▼ down" : "–" });
+}
+
+/** A time in as little room as tells it: without the day for what is younger than half of one. */
+function when(ms) {
+  return el("time", { title: stamp(ms), text: Date.now() - ms < 43_200_000 ? clock(ms) : `${day(ms)} ${clock(ms)}` });
 }
 
 const words = (name) => String(name ?? "–").replaceAll("_", " ");
