@@ -20,6 +20,7 @@ from onetape.errors import ConfigInvalid
 from onetape.record import MINUTE_NS
 from onetape.services.system import System
 from onetape.steady import SteadyTape
+from onetape.web.reading import Reading
 from onetape.web.server import check
 
 T0 = 1_700_000_040_000_000_000 // MINUTE_NS * MINUTE_NS
@@ -330,6 +331,18 @@ def test_nonsense_instead_of_http_is_refused_and_the_rest_goes_on(server, tape, 
     assert raw(server, b"\x00\xff\xfe nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
     assert raw(server, b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert b"404" in raw(server, b"GET /ws/v1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    goes_on(server, tape, page)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "])
+def test_who_does_not_say_what_it_wants_is_cut_off_and_clients_stay(server, tape, page, monkeypatch, said):
+    monkeypatch.setattr(Reading, "request_s", 0.3)
+    assert raw(server, said) == b""  # it ends, without an answer
+    assert b"200 OK" in raw(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    body = b"POST /api/v1/replay/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60\r\n\r\n{"
+    assert b"200 OK" not in raw(server, body)
+    again = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert raw(server, again + b"GET / HTTP/1.1\r\nX: ").count(b"200 OK") == 1  # a later request as well
     goes_on(server, tape, page)
 
 

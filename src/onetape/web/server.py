@@ -15,6 +15,7 @@ from onetape.config import WebSettings
 from onetape.errors import ConfigInvalid
 from onetape.web.guard import is_loopback
 from onetape.web.protocol import Protocol
+from onetape.web.reading import Reading
 
 _BACKLOG = 2048
 #: How long open requests may take at the end, s.
@@ -44,6 +45,7 @@ async def serve(app: FastAPI, settings: WebSettings, *, on_ready: Callable[[str]
     listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         app,
+        http=Reading,
         ws=Protocol,
         ws_max_size=settings.message_bytes_max,
         ws_per_message_deflate=False,  # a frame is made once for all, and not packed for each
