@@ -35,6 +35,9 @@ def export_files(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FILE|FOLDER", help="Where to. Its name says the format.")
     ] = None,
+    minhos: Annotated[
+        Path | None, typer.Option("--minhos", metavar="FILE", help="Instead: a database of MinhOS, to go back to it.")
+    ] = None,
     format: Annotated[
         FileFormat | None, typer.Option(help="If the name does not say it. parquet makes a folder then.")
     ] = None,
@@ -50,6 +53,14 @@ def export_files(
     """Write ticks or bars to a file, or to a folder of Parquet files, as the tape is at this moment."""
     from onetape.exporting import export
 
+    if minhos is not None:
+        asked = {"--to": to, "--format": format, "--interval": interval, "--columns": columns or None}
+        asked["--what"] = None if what is RecordKind.TICKS else what
+        also = next((name for name, value in asked.items() if value is not None), None)
+        if also is not None:
+            raise ConfigInvalid(f"--minhos and {also} exclude each other", hint="it writes ticks and 1min bars alike")
+        _export_minhos(minhos, symbols, start, end, replace=replace, json=json, tape=tape)
+        return
     if to is None:
         raise ConfigInvalid("where to?", hint="--to ticks.parquet, or --to FOLDER --format parquet")
     if interval is not None and what is RecordKind.TICKS:
@@ -78,4 +89,32 @@ def export_files(
     of = f" of {done.symbols:,} symbol{'s' if done.symbols != 1 else ''}" if done.rows else ""
     typer.echo(output.plain(f"{to}: {done.rows:,} {kind}{of}{many}, {output.size(done.bytes)}, position {done.head:,}"))
     if not done.rows:
+        output.note("nothing of that on the tape: see onetape symbols")
+
+
+def _export_minhos(
+    to: Path,
+    symbols: list[str] | None,
+    start: str | None,
+    end: str | None,
+    *,
+    replace: bool,
+    json: bool,
+    tape: Path | None,
+) -> None:
+    from onetape.exporting.minhos import export_minhos
+
+    start_ns, end_ns = parse_span(start, end)
+    with open_tape(tape) as opened, ProgressLine("ticks") as progress:
+        done = export_minhos(
+            opened, to, symbols=symbols or None, start=start_ns, end=end_ns, replace=replace, on_progress=progress
+        )
+    if json:
+        typer.echo(output.json_line(done))
+        return
+    rows = f"{done.ticks:,} tick{'s' * (done.ticks != 1)} and {done.minutes:,} minute{'s' * (done.minutes != 1)}"
+    typer.echo(output.plain(f"{to}: {rows}, {output.size(done.bytes)}, position {done.head:,}"))
+    if done.bars_left_out:
+        output.note(f"{done.bars_left_out:,} bars left out: the old table holds one a minute, from 1973 on")
+    if not done.ticks and not done.minutes:
         output.note("nothing of that on the tape: see onetape symbols")

@@ -84,10 +84,10 @@ def export(
         raise ConfigInvalid(f"format = {format!r}", hint="it is csv, parquet or arrow")
     if what not in ("ticks", "bars"):
         raise ConfigInvalid(f"what = {what!r}", hint="it is ticks or bars")
-    _keep_off(tape, path)
+    keep_off(tape, path)
     job = _Job(tape, format, what, interval, columns, on_progress)
     with tape.moment() as moment:
-        asked = _known(moment, symbols, tape)
+        asked = known(moment, symbols, tape)
         span = (0 if start is None else to_ns(start, "start"), TS_MAX_NS + 1 if end is None else to_ns(end, "end"))
         with target.writing(path, folder=folder, replace=replace) as temporary:
             count, size = job.write(moment, asked, span, temporary, path, folder=folder)
@@ -115,14 +115,15 @@ def by_name(path: Path) -> Format:
     return found
 
 
-def _keep_off(tape: Tape, path: Path) -> None:
+def keep_off(tape: Tape, path: Path) -> None:
     """Refuse the tape's own files as target."""
     for mine in (tape.path, tape.path.with_name(tape.path.name + "-wal"), tape.path.with_name(tape.path.name + "-shm")):
         if os.path.realpath(path) == str(mine):
             raise ConfigInvalid(f"{path} belongs to the tape", hint="give another name")
 
 
-def _known(moment: Moment, symbols: Sequence[str] | None, tape: Tape) -> list[str]:
+def known(moment: Moment, symbols: Sequence[str] | None, tape: Tape) -> list[str]:
+    """Return the symbols asked for, by the names they have on the tape; all for None. Raises ConfigInvalid."""
     there = moment.symbols()
     if symbols is None:
         return there

@@ -8,6 +8,8 @@
     source ("unknown" is none)           source
     created_at (UTC, to the second)      ts_recv_ns
 
+    what `metadata` has under "onetape"  the field of that name, instead of what the columns give (see exporting)
+
 market_data_1min is bars: open, high, low, close, volume, vwap, trades, with `timestamp` for their START.
 """
 
@@ -17,10 +19,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 
 from onetape.clock import to_ns
 from onetape.errors import ConfigInvalid
@@ -40,6 +44,38 @@ _ABSENT = frozenset(("", "null", "none", "nan", "n/a", "na", "-"))
 _UNITS = ((10**8, 10**11, 9), (10**11, 10**14, 6), (10**14, 10**17, 3), (10**17, 10**20, 0))
 
 Row = Mapping[str, Any]
+
+_Float = float | None | UnsetType
+_Ns = Annotated[int, msgspec.Meta(ge=0, le=TS_MAX_NS)]
+
+
+class Kept(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What an export wrote beside a row of market_data because no column can hold it: fields of the tick."""
+
+    price: _Float = UNSET
+    size: _Float = UNSET
+    bid: _Float = UNSET
+    ask: _Float = UNSET
+    bid_size: _Float = UNSET
+    ask_size: _Float = UNSET
+    open: _Float = UNSET
+    high: _Float = UNSET
+    low: _Float = UNSET
+    volume: _Float = UNSET
+    vwap: _Float = UNSET
+    open_interest: float | UnsetType = UNSET
+    side: Annotated[int, msgspec.Meta(ge=-1, le=1)] = 0
+    flags: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)] = 0
+    source: str | None = None
+    ts_event_ns: _Ns | None = None
+    ts_recv_ns: _Ns | None = None
+
+
+class _Metadata(msgspec.Struct, gc=False):
+    onetape: Kept | UnsetType = UNSET
+
+
+_decode = msgspec.json.Decoder(_Metadata).decode
 
 
 class Reader:
@@ -92,6 +128,38 @@ class Reader:
         return None
 
 
+def _kept(reader: Reader, index: int, value: Any) -> Kept | None:
+    """Return what an export kept in `metadata`; what other programs wrote there is theirs."""
+    if not isinstance(value, str) or '"onetape"' not in value:
+        return None
+    try:
+        found = _decode(value).onetape
+    except msgspec.ValidationError as error:
+        if "$.onetape" in str(error):
+            reader.wrong.setdefault(index, Wrong("metadata", value, str(error)))
+        return None
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+    return found if isinstance(found, Kept) else None
+
+
+def _restore(data: dict[str, Any], kept: Mapping[int, Kept], rows: int) -> None:
+    """Put into columns what an export kept beside its rows."""
+    data["side"], data["flags"] = [0] * rows, [0] * rows
+    data["open_interest"] = np.full(rows, np.nan)
+    floats = [*TICK_NUMBERS.values(), "open_interest"]
+    for index, found in kept.items():
+        for field in floats:
+            value = getattr(found, field)
+            if value is not UNSET:
+                data.setdefault(field, np.full(rows, np.nan))[index] = np.nan if value is None else value
+        data["side"][index], data["flags"][index] = found.side, found.flags
+        if found.source is not None:
+            data["source"][index] = found.source
+        if found.ts_recv_ns is not None:
+            data["ts_recv_ns"][index] = found.ts_recv_ns
+
+
 def _time(value: Any, zone: ZoneInfo) -> int:
     if isinstance(value, str) and not _is_numeric(value):
         try:
@@ -126,9 +194,11 @@ def _is_numeric(text: str) -> bool:
 def ticks(rows: Sequence[Row], zone: str, source: str | None, place: Any) -> Batch:
     """Return the ticks of rows of market_data."""
     reader = Reader(zone)
+    found = ((i, _kept(reader, i, row.get("metadata"))) for i, row in enumerate(rows))
+    kept = {i: one for i, one in found if one is not None}
     data: dict[str, Any] = {
         "symbol": [reader.text(i, "symbol", row["symbol"]) or "" for i, row in enumerate(rows)],
-        "ts_event_ns": [reader.time(i, row["timestamp"]) for i, row in enumerate(rows)],
+        "ts_event_ns": [_event(reader, i, row["timestamp"], kept.get(i)) for i, row in enumerate(rows)],
     }
     for column, field in TICK_NUMBERS.items():
         if rows and column in rows[0]:
@@ -140,7 +210,19 @@ def ticks(rows: Sequence[Row], zone: str, source: str | None, place: Any) -> Bat
         for i, row in enumerate(rows)
     ]
     data["ts_recv_ns"] = [_received(row.get("created_at")) for row in rows]
+    if kept:
+        _restore(data, kept, len(rows))
     return Batch(data=data, rows=len(rows), place=place, wrong=reader.wrong)
+
+
+def _event(reader: Reader, index: int, value: Any, kept: Kept | None) -> int:
+    """Return ns: the exact ones where they were kept and the row's seconds are still theirs; -1 of a wrong row."""
+    if index in reader.wrong:
+        return -1
+    exact = None if kept is None else kept.ts_event_ns
+    if exact is not None and exact / 10**9 == value:
+        return exact
+    return reader.time(index, value)
 
 
 def _received(value: Any) -> int | None:
