@@ -43,9 +43,9 @@ export function facts(pairs) {
     el("div", {}, el("dt", { text: name }), el("dd", {}, value instanceof Node ? value : String(value ?? "–")))));
 }
 
-/** A card: a titled section of a page. */
+/** A card: a titled section of a page. `size`: "wide" is a whole row, "two" two columns where there is room. */
 export function card(title, body, props = {}) {
-  const { wide, note } = props;
-  return el("section", { class: wide ? "card wide" : "card" },
+  const { size, note } = props;
+  return el("section", { class: `card ${size ?? ""}` },
     el("header", {}, el("h2", { text: title }), note ? el("small", { text: note }) : null), body);
 }

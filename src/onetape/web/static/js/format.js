@@ -79,5 +79,12 @@ export const year = (ms) => format("year", { year: "numeric" }).format(ms);
 export const stamp = (ms) =>
   ms === null || ms === undefined ? NONE : format("stamp", { ...DAY, year: "numeric", ...CLOCK, second: "2-digit" }).format(ms);
 
+/** The short name of the zone that is shown, such as EST. */
+export function zoneShort() {
+  if (zone === "UTC") return "UTC";
+  const parts = new Intl.DateTimeFormat(undefined, { timeZoneName: "short" }).formatToParts(Date.now());
+  return parts.find((part) => part.type === "timeZoneName")?.value ?? "local";
+}
+
 /** Minutes that the shown zone is ahead of UTC at a time. */
 export const offset = (ms) => (zone === "UTC" ? 0 : -new Date(ms).getTimezoneOffset());

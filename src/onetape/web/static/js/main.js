@@ -2,7 +2,7 @@
 
 import { el, fill, say } from "./dom.js";
 import { get } from "./api.js";
-import { count, setZone, span, zoneName } from "./format.js";
+import { count, setZone, span, zoneName, zoneShort } from "./format.js";
 import { Live } from "./live.js";
 
 const PAGES = {
@@ -104,7 +104,7 @@ function switchZone() {
 }
 
 function tellZone() {
-  zone.textContent = zoneName() === "UTC" ? "UTC" : "local";
+  zone.textContent = zoneShort();
   zone.setAttribute("aria-label", `Times in ${zoneName() === "UTC" ? "UTC" : "the local zone"}; change`);
 }
 

@@ -2,6 +2,8 @@
 
 import { indexAt } from "./window.js";
 
+const FRESH_MS = 5000;
+
 class Shades {
   constructor(owner) { this.owner = owner; }
 
@@ -47,13 +49,18 @@ export class GapShades {
     const visible = scale.getVisibleLogicalRange();
     this.bands = [];
     if (!visible || rows.length === 0) return;
+    const fresh = Date.now() - FRESH_MS;
     for (const [start, end, kind] of gaps) {
+      if (end > fresh && end - start < FRESH_MS) continue; // The source's next word is under way.
       const before = indexAt(rows, start + 1) - 1; // The last bar at or before its start.
       const behind = indexAt(rows, end);
       if (behind < visible.from - 1 || before > visible.to + 1 || behind <= 0) continue;
       const left = scale.logicalToCoordinate(Math.max(before, -1));
       const right = scale.logicalToCoordinate(Math.max(behind, before + 1));
-      if (left !== null && right !== null) this.bands.push([left, right, kind]);
+      if (left === null || right === null) continue;
+      const last = this.bands.at(-1);
+      if (last && last[2] === kind && left < last[1]) last[1] = Math.max(last[1], right);
+      else this.bands.push([left, right, kind]);
     }
   }
 

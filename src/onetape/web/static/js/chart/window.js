@@ -95,6 +95,14 @@ export class BarWindow {
     return before;
   }
 
+  /** Take over what is known now of gaps from a time on: what was a gap may be filled. */
+  renewGaps(page) {
+    const since = page.bars[0]?.[T];
+    if (since === undefined) return;
+    this.gaps = this.gaps.filter(([, end]) => end <= since);
+    this.addGaps(page.gaps);
+  }
+
   addGaps(gaps = []) {
     const known = new Set(this.gaps.map(([start, , kind]) => `${start} ${kind}`));
     this.gaps.push(...gaps.filter(([start, , kind]) => !known.has(`${start} ${kind}`)));

@@ -37,6 +37,7 @@ class ChartPage {
       [700, () => this.symbol && this.depth.ask(this.symbol, this.digits, this.still())],
       [1000, () => this.symbol && this.trades.ask(this.symbol, this.digits, this.still())],
       [1000, () => this.quote.tick()],
+      [15_000, () => this.renewGaps()],
     ]);
   }
 
@@ -195,6 +196,17 @@ class ChartPage {
       return page;
     }).catch(() => { if (wasLive) { window.replace({ ...snapshot, more: true }, true); } });
     if (history === this.history) { this.candles.draw(); this.tell(); }
+  }
+
+  /** Ask again where something is missing: a source may have said so since, or a gap was filled. */
+  async renewGaps() {
+    const { history, window } = this;
+    if (!this.drawn || !window.live || history.busy) return;
+    const page = await history.page(null, FIRST);
+    if (history !== this.history) return;
+    window.renewGaps(page);
+    this.candles.shades.requestUpdate?.();
+    this.tell();
   }
 
   /** Draw changes once a frame of the screen, however many came. */

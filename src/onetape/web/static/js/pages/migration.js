@@ -33,7 +33,7 @@ function shown(view) {
   if (view.trouble) parts.push(el("p", { class: "trouble", role: "alert", text: view.trouble }));
   parts.push(card("Phase", el("div", {}, phases(view), facts([
     ["Server", view.address || "–"], ["Plan", view.plan], ["Into database", view.target_db], ["Version", view.state?.version ?? "–"], ["Seen", stamp(view.at_ms)],
-    ["Command at work", view.operator ? words(view.operator.command ?? view.operator.what ?? "yes") : "none"]])), { wide: true }));
+    ["Command at work", view.operator ? words(view.operator.command ?? view.operator.what ?? "yes") : "none"]])), { size: "wide" }));
   parts.push(card("Progress", progress(view)));
   parts.push(card("Verdict", facts([
     ["Verdict", el("b", { class: view.verdict ? (GOOD.has(view.verdict) ? "good" : "warn") : "", text: view.verdict ? words(view.verdict) : "not verified yet" })],
@@ -43,9 +43,9 @@ function shown(view) {
     ["Fallback rate", el("b", { class: reads.fallback_rate > 0 ? "warn" : "", text: share(reads.fallback_rate, 2) })],
     ["Reads of new names", count(reads.new_reads)], ["Fell back to old names", count(reads.old_fallbacks)],
     ["Compared", count(reads.shadow)], ["Did not agree", el("span", { class: reads.mismatches ? "bad" : "", text: count(reads.mismatches) })]])));
-  parts.push(card("What became of the keys", outcomes(view), { wide: true }));
+  parts.push(card("What became of the keys", outcomes(view), { size: "wide" }));
   if (view.mirror) parts.push(card("Mirror", facts(Object.entries(view.mirror).map(([name, value]) => [words(name), typeof value === "object" ? JSON.stringify(value) : value]))));
-  parts.push(card("Clients", clients(view), { wide: true }));
+  parts.push(card("Clients", clients(view), { size: "wide" }));
   return parts;
 }
 

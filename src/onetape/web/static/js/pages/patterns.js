@@ -9,8 +9,8 @@ const WAY = (side) => (side > 0 || side === "buy" || side === "up" || side === "
 export function patternsPage() {
   const recent = el("div");
   const statistics = el("div");
-  const node = el("div", { class: "cards" }, el("h1", { text: "Patterns" }), card("Detections", recent, { wide: true, note: "newest first" }),
-    card("How often they came true", statistics, { wide: true }));
+  const node = el("div", { class: "cards" }, el("h1", { text: "Patterns" }), card("Detections", recent, { size: "wide", note: "newest first" }),
+    card("How often they came true", statistics, { size: "wide" }));
   const ask = async (path, into, shown) => {
     try { fill(into, shown(await get(path, path === "patterns" ? { limit: 100 } : {}))); } catch (error) {
       fill(into, el("p", { class: "empty", text: error.status === 404 || error.status === 503 ? "The service of patterns does not run. onetape.toml turns it on under [services]." : error.message }));

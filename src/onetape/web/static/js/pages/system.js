@@ -15,9 +15,9 @@ export function systemPage(app) {
   const tasks = el("div");
   const state = el("div");
   const told = el("p", { class: "trouble", role: "alert", hidden: true });
-  const stateCard = card("Positions and risk", state, { wide: true });
-  const node = el("div", { class: "cards" }, el("h1", { text: "System" }), told, card("Now", top), card("Sources", sources, { wide: true }),
-    card("Services", services, { wide: true }), card("Tasks", tasks, { wide: true }), stateCard);
+  const stateCard = card("Positions and risk", state, { size: "wide" });
+  const node = el("div", { class: "cards" }, el("h1", { text: "System" }), told, card("Now", top), card("Sources", sources, { size: "wide" }),
+    card("Services", services, { size: "wide" }), card("Tasks", tasks, { size: "wide" }), stateCard);
   let held = "";
 
   const look = async () => {

@@ -15,8 +15,9 @@ export function tapePage(app) {
   const choice = el("select", { "aria-label": "Symbol of the calendar" });
   const trouble = el("p", { class: "trouble", role: "alert", hidden: true });
   const node = el("div", { class: "cards" }, el("h1", { text: "Tape" }), trouble,
-    card("File", size), card("Symbols", rates, { wide: true }),
-    card("Coverage", el("div", {}, el("label", { class: "inline" }, "Symbol ", choice), calendar), { wide: true, note: `the last ${DAYS} days` }));
+    card("File", size),
+    card("Coverage", el("div", {}, el("label", { class: "inline" }, "Symbol ", choice), calendar), { size: "two", note: `the last ${DAYS} days` }),
+    card("Symbols", rates, { size: "wide" }));
   let shown = "";
 
   const cover = async () => {
