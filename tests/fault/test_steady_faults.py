@@ -320,7 +320,7 @@ def test_a_file_that_may_not_grow_is_full_and_what_was_held_is_not_doubled_by_th
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))\n"
         "for i in range(2000):\n"
         "    s.append(onetape.Tick('B', 10**18 + i, float(i)), cursor=('s', None if i == 0 else str(i - 1), str(i)))\n"
-        "print(s.status.held, s.status.reason, flush=True)\n"
+        "print(s.status.outages, s.status.reason, flush=True)\n"
         "assert s.latest('B').price == 1999.0\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         "while not s.status.on_tape: time.sleep(0.01)\n"

@@ -506,6 +506,7 @@ class SteadyTape:
     def _store(self, tape: Tape, run: list[Held]) -> None:
         with self._back.storing:
             done = self._stored(tape, run)
+            self._same_file()  # it may have waited for a lock, and the file was replaced meanwhile: it is stored again
             if done is not None and done.last >= done.first:
                 self._back.add(done.first, done.last, run[-1].number)
                 self._written_back += done.stored
