@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 CHROMIUM = "/usr/bin/chromium"
 #: Until the feed has broken and is back, and a late trade and a correction have come, s.
 _UNTIL_S = 75
-_PAGES = {"demo_chart": "#/chart/SIM:FUTURE", "demo_system": "#/system", "demo_patterns": "#/patterns"}
+_PAGES = {"demo_chart": "#/chart/SIM:FUTURE", "demo_system": "#/system"}
 _FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 
 
