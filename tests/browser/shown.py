@@ -89,8 +89,8 @@ def migration() -> dict[str, Any]:
                   "ohlc": {"copied": 3010, "unchanged": 3, "newer target kept": 0}},
         "outcomes": {"copied": 11130, "unchanged": 47, "newer target kept": 3},
         "reads": {"new_reads": 81230, "old_fallbacks": 12, "fallback_rate": 0.0004, "shadow": 9000, "mismatches": 0},
-        "clients": [{"id": "a", "name": "feed-1", "kind": "writer", "version": 7, "acknowledged": True, "silent_ms": None},
-                    {"id": "b", "name": "desk-2", "kind": "reader", "version": 6, "acknowledged": False, "silent_ms": 14200}],
+        "clients": [{"id": "a", "name": "feed-1", "kind": "writer", "version": 7, "acknowledged": True},
+                    {"id": "b", "name": "desk-2", "kind": "reader", "version": 6, "silent_ms": 14200}],
         "late": ["b"], "silent": ["b"],
     }  # fmt: skip
 
@@ -148,7 +148,7 @@ def serve_tape(path: str, options: dict[str, Any]) -> None:
 def feed_tape(path: str, symbols: list[str], every_s: float) -> None:
     """Append a trade of each symbol at the present time, again and again."""
     chance = random.Random(7)
-    prices = {symbol: 5000.0 for symbol in symbols}
+    prices = dict.fromkeys(symbols, 5000.0)
     with onetape.open(path, retention_days=None) as tape:
         for symbol in symbols:
             tick = tape.latest(symbol)
@@ -159,7 +159,8 @@ def feed_tape(path: str, symbols: list[str], every_s: float) -> None:
                 price = prices[symbol]
                 tape.append(Tick(
                     symbol, now_ns(), price=price, size=float(chance.randint(1, 9)), bid=price - 0.25, ask=price + 0.25,
-                    bid_size=float(chance.randint(5, 80)), ask_size=float(chance.randint(5, 80)), side=chance.choice((-1, 1)),
+                    bid_size=float(chance.randint(5, 80)), ask_size=float(chance.randint(5, 80)),
+                    side=chance.choice((-1, 1)),
                 ))  # fmt: skip
             print(flush=True)
             time.sleep(every_s)

@@ -19,7 +19,7 @@ const zone = document.getElementById("zone");
 const live = new Live();
 const app = {
   live,
-  go(hash) { location.hash = hash; },
+  go(hash) { location.hash = hash; route(); }, // At once: a key that is pressed right after means the new place.
   utc: () => zoneName() === "UTC",
   title(name) { document.title = name ? `${name} · onetape` : "onetape"; },
   kept(name) { try { return localStorage.getItem(`onetape.${name}`); } catch { return null; } },

@@ -57,6 +57,7 @@ class ChartPage {
     this.legend = el("p", { class: "legend" });
     this.hover = el("p", { class: "hover", hidden: true });
     this.canvas = el("div", { class: "canvas", tabindex: "0", role: "application", "aria-roledescription": "chart", on: { keydown: (event) => this.key(event) } });
+    this.canvas.rows = () => this.window.rows; // What is drawn, for programs that look at the page.
     this.empty = el("div", { class: "blank", hidden: true });
     this.notes = el("span", { class: "notes", "aria-live": "polite" });
     this.quote = quoteCard();

@@ -15,9 +15,9 @@ export function systemPage(app) {
   const tasks = el("div");
   const state = el("div");
   const told = el("p", { class: "trouble", role: "alert", hidden: true });
-  const stateCard = card("Positions and risk", state, { size: "wide" });
-  const node = el("div", { class: "cards" }, el("h1", { text: "System" }), told, card("Now", top), card("Sources", sources, { size: "wide" }),
-    card("Services", services, { size: "wide" }), card("Tasks", tasks, { size: "wide" }), stateCard);
+  const stateCard = card("Positions and risk", state, { size: "two" });
+  const node = el("div", { class: "cards" }, el("h1", { text: "System" }), told, card("Now", top), stateCard, card("Sources", sources, { size: "wide" }),
+    card("Services", services, { size: "wide" }), card("Tasks", tasks, { size: "wide" }));
   let held = "";
 
   const look = async () => {

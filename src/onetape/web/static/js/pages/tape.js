@@ -42,9 +42,10 @@ export function tapePage(app) {
     fill(rates, symbols(tape));
     const names = list(tape).map((one) => one.symbol);
     if (names.join("\n") !== shown) {
-      const before = choice.value || app.kept("symbol");
+      const most = list(tape).reduce((best, one) => ((one.ticks ?? 0) > (best?.ticks ?? -1) ? one : best), null);
+      const before = [choice.value, app.kept("symbol"), most?.symbol].find((name) => name && names.includes(name));
       fill(choice, names.map((name) => el("option", { value: name, text: name })));
-      if (names.includes(before)) choice.value = before;
+      if (before) choice.value = before;
       shown = names.join("\n");
       await cover();
     }
