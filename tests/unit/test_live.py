@@ -350,3 +350,12 @@ def test_many_threads_share_one_tape(tape):
         thread.join()
     assert all(info.ticks == 200 for info in tape.symbols())
     assert sorted(tick.seq for tick in tape.follow(from_seq=0, idle_s=0)) == list(range(1, 1201))
+
+
+def test_the_head_is_the_newest_position_of_any_process(tmp_path):
+    with onetape.open(tmp_path / "t.db") as tape, onetape.open(tmp_path / "t.db") as other:
+        assert tape.head == 0
+        other.append([Tick("A", T0, 1.0), Tick("A", T0, 2.0)])
+        assert tape.head == other.head == tape.stats().head == 2
+        tape.seal()
+        assert tape.head == 2

@@ -56,7 +56,7 @@ class TapeSpan:
         self._tape = tape if isinstance(tape, Tape) else onetape.open(tape, mode="r")
         self._symbols = None if symbols is None else list(symbols)
         self._start_ns, self._end_ns = self._tape._span(start, end)
-        self._as_of = self._tape.stats().head if as_of is None else as_of
+        self._as_of = self._tape.head if as_of is None else as_of
 
     @property
     def identity(self) -> str:

@@ -271,7 +271,7 @@ class SteadyTape:
         if tape is None:
             return None
         try:
-            return tape.stats().head
+            return tape.head
         except (*AWAY, OSError):
             return None
 
@@ -386,7 +386,7 @@ class SteadyTape:
                 assert self._tape is not None
                 tape = self._tape
                 self._same_file()
-                head = tape.stats().head
+                head = tape.head
                 for follower in self._following():
                     follower.begin(head)  # "from now" was said while there was no tape to say where that is
                 while not self._returned():
@@ -607,7 +607,7 @@ class SteadyTape:
             raise TapeMissing(f"the tape is away: {self._reason}")
         if position is None:
             return tape.follow(symbols)
-        return tape.follow(symbols, from_seq=min(position, tape.stats().head))
+        return tape.follow(symbols, from_seq=min(position, tape.head))
 
     def _ended(self, subscription: Subscription) -> None:
         with contextlib.suppress(ValueError):

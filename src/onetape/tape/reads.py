@@ -117,6 +117,12 @@ class Reads(Handle):
             self._catalog.load(connection)
         return self._catalog.names()
 
+    @property
+    def head(self) -> int:
+        """The position of the newest record, of any process; 0 on an empty tape. Microseconds, where stats() counts."""
+        with self._reading() as connection:
+            return query.head(connection)
+
     def stats(self) -> TapeStats:
         """Return counts and sizes of the tape, and of this process's subscriptions to it."""
         with self._reading() as connection, query.snapshot(connection):

@@ -228,7 +228,7 @@ class PatternService:
             self._trouble[interval] = f"{interval}: the tape is away; it goes on from where it was"
             return
         position = learned.position(interval)
-        if position is not None and position > tape.stats().head:
+        if position is not None and position > tape.head:
             position = None  # another tape is in its place
         if position is None:
             position = self._look_back(tape, learned, interval)
@@ -239,7 +239,7 @@ class PatternService:
 
     def _look_back(self, tape: Tape, learned: Learned, interval: str) -> int:
         """Judge each symbol's history, and return the position from which to go on."""
-        head = tape.stats().head
+        head = tape.head
         for info in tape.symbols():
             asked = self._symbols is None or info.symbol in self._symbols
             if asked and fits(info.symbol) and info.ts_last_ns is not None and not self._stopping.is_set():
