@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -30,6 +31,8 @@ log = logging.getLogger("onetape.sources")
 
 #: Records stored in one transaction where more wait: about 10 ms of work, so that other writers get their turn.
 JOIN_RECORDS = 8_192
+#: Under backlog it stands still for this part of the time that storing took.
+TURN = 0.25
 #: How long a source may take to end after close() before it is left alone, s.
 _END_S = 10.0
 #: How often the tape is asked whether it is back, by a feed whose source has ended, s.
@@ -121,8 +124,12 @@ class Feed:
                 adopt(self.tape.cursor)
             pump.start()
             while (arrived := self._inbox.take(self._join_records, ALIVE_S)) is not None:
+                began = time.monotonic()
                 for joined in _joined(arrived):
                     self._store(joined)
+                if self._inbox.records >= self._join_records:
+                    # History comes in as fast as it goes: what else this process does (a page, services) gets its turn.
+                    self._closed.wait((time.monotonic() - began) * TURN)
                 self._check_held()
             while self._held_at and not self._closed.wait(_SETTLE_S):
                 self._check_held()
