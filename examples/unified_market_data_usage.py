@@ -35,7 +35,9 @@ async def main(folder: Path) -> None:
     now = time.time()
     for i in range(300):  # five minutes of a rising market, a tick a second
         price = 6000 + i * 0.25
-        tick = MarketData("ESZ6", now - 300 + i, price, bid=price - 0.25, ask=price, last_size=1 + i % 3, source="example")
+        tick = MarketData(
+            "ESZ6", now - 300 + i, price, bid=price - 0.25, ask=price, last_size=1 + i % 3, source="example"
+        )
         await adapter.async_add_data(tick)
     while len(seen) < 300:
         await asyncio.sleep(0.01)
