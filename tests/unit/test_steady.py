@@ -482,6 +482,25 @@ def test_what_is_stored_together_is_of_one_source_without_a_step_left_out():
     assert numbers == [[1, 2], [3], [4], [5], [6], [7, 8], [9]]
 
 
+def test_what_was_held_is_not_forgotten_between_a_look_at_the_tape_and_what_is_given_of_it(away, tmp_path):
+    follower = away.follow("A")
+    away.append([tick(1), tick(2)])
+    assert [t.price for t in follower.take(30)] == [1.0, 2.0]
+    leave_out = follower._again
+
+    def interrupted(found, held_from):
+        away.look()  # the thread that keeps the tape comes just here
+        return leave_out(found, held_from)
+
+    follower._again = interrupted
+    (tmp_path / "later").mkdir()
+    until(lambda: away.status.on_tape)
+    away.append(tick(3))
+    given = []
+    until(lambda: given.extend(t.price for t in follower.take(0.1)) or 3.0 in given)
+    assert given == [3.0]
+
+
 def test_back_knows_what_was_given_and_forgets_what_all_have_passed():
     back = Back()
     for first, last, number in [(5, 6, 1), (9, 9, 3), (20, 24, 4)]:
@@ -490,7 +509,7 @@ def test_back_knows_what_was_given_and_forgets_what_all_have_passed():
     assert [r.seq for r in back.without(found, 4)] == list(range(1, 30))
     assert [r.seq for r in back.without(found, 2)] == [*range(1, 9), *range(10, 20), *range(25, 30)]
     assert [r.seq for r in back.without(found, 0)] == [1, 2, 3, 4, 7, 8, *range(10, 20), *range(25, 30)]
-    back.prune([SimpleNamespace(held_from=0, position=23), SimpleNamespace(held_from=0, position=9)])
+    back.prune([SimpleNamespace(held_from=0, passed=23), SimpleNamespace(held_from=0, passed=9)])
     assert len(back) == 1
     back.prune([])
     assert len(back) == 0

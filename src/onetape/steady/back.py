@@ -11,13 +11,13 @@ from onetape.record import Record
 
 
 class Following(Protocol):
-    """Who follows: it was given what was held in deliveries above `held_from`, and looked up to `position`."""
+    """Who follows: it was given what was held in deliveries above `held_from`, and has `passed` a position."""
 
     held_from: int
 
     @property
-    def position(self) -> int:
-        """The last position that was looked at."""
+    def passed(self) -> int:
+        """The last position up to which nothing is asked of `without()` any more."""
 
 
 class Back:
@@ -58,7 +58,7 @@ class Back:
         """Forget what everybody who follows has passed."""
         if not self._firsts:
             return
-        positions = [one.position for one in following]
+        positions = [one.passed for one in following]
         with self.storing:
             end = bisect_left(self._lasts, min(positions) + 1) if positions else len(self._lasts)
             del self._firsts[:end], self._lasts[:end], self._numbers[:end]

@@ -42,6 +42,8 @@ class SteadyFollower:
         self._closed = False
         self._inner: Follower | None = None
         self._from: int | None = from_seq
+        #: The last position of which it is settled what is given: what was held may be forgotten up to here.
+        self.passed = -1 if from_seq is None else from_seq
         self._inner = self._opened()
 
     @property
@@ -111,7 +113,10 @@ class SteadyFollower:
         except (OnetapeError, OSError):
             self._let_go()
             return []
-        return self._again(found, self.held_from) if found else []
+        position = inner.position
+        kept = self._again(found, self.held_from) if found else []
+        self.passed = position
+        return kept
 
     def _opened(self) -> Follower | None:
         if self._closed:
@@ -122,14 +127,15 @@ class SteadyFollower:
             return None
         if self._from is None:
             self._from = made.position
+        self.passed = made.position  # (of another file than before it may be less)
         return made
 
     def _let_go(self) -> None:
         with self._using:
             inner, self._inner = self._inner, None
             if inner is not None:
+                inner.close()  # first: a take that is under way ends before it, with the position behind what it gives
                 self._from = inner.position
-                inner.close()
 
     def close(self) -> None:
         """End it."""
