@@ -214,6 +214,38 @@ def test_an_invalid_record_is_refused_while_the_tape_is_away_too(away):
     assert prices(away.path) == [1.0] and len(away.tape.quarantined()) == 1
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"batch": "b", "ids": [b"x"]},
+        {"batch": ""},
+        {"ids": [b"x", b"y"]},
+        {"ids": ["text"]},
+        {"cursor": ("s", None, 5)},
+        {"on_invalid": "skip"},
+    ],
+)
+def test_what_no_tape_takes_is_refused_at_once_and_does_not_keep_the_tape_away(away, tmp_path, how):
+    with pytest.raises(ConfigInvalid):
+        away.append(tick(1), **how)
+    with pytest.raises(ConfigInvalid):
+        away.append_table({"symbol": ["A"], "ts_event_ns": [T0], "price": [1.0]}, **how)
+    assert away.append(tick(2)) is None
+    (tmp_path / "later").mkdir()
+    until(lambda: away.status.on_tape)
+    assert prices(tmp_path / "later" / "t.db") == [2.0]
+
+
+def test_a_table_that_is_larger_than_the_ring_is_counted_where_it_is_cut(tmp_path):
+    table = {"symbol": ["A"] * 25, "ts_event_ns": [T0 + i for i in range(25)], "price": [float(i) for i in range(25)]}
+    with SteadyTape(tmp_path / "later" / "t.db", retry_s=0.02, retention_days=None, ring_records=10) as steady:
+        assert steady.append_table(table) is None
+        assert (steady.status.held, steady.status.dropped) == (10, 15)
+        (tmp_path / "later").mkdir()
+        until(lambda: steady.status.on_tape)
+    assert prices(tmp_path / "later" / "t.db") == [float(i) for i in range(15, 25)]
+
+
 def test_identities_hold_across_an_outage(away):
     for _ in range(2):
         away.append([tick(1), tick(2)], batch="b")

@@ -49,6 +49,7 @@ from onetape.steady.beat import SteadyBeat
 from onetape.steady.follower import SteadyFollower
 from onetape.steady.ring import Cursor, Held, Ring
 from onetape.store import table
+from onetape.store.journal import Identity
 from onetape.tape import Tape, care
 
 if TYPE_CHECKING:
@@ -237,9 +238,8 @@ class SteadyTape:
         found = table.from_table(data)
         if cursor is not None and len(found) > self._ring.records_max - self._ring.records:
             raise TapeFull(f"the tape is away: {self._reason}", hint="the source waits, and gives the records again")
-        first = max(0, len(found) - self._ring.records_max)
-        rows = [found.record(at) for at in range(first, len(found))]
-        return self._hold([Tick(**row) for row in rows], batch, ids and ids[first:], cursor, on_invalid)
+        rows = [Tick(**found.record(at)) for at in range(len(found))]
+        return self._hold(rows, batch, ids, cursor, on_invalid)
 
     def cursor(self, name: str) -> str | None:
         """As Tape.cursor(), also of what is held. A tape that is away is remembered as it was last asked."""
@@ -534,7 +534,7 @@ class SteadyTape:
             log.error("%s: %d held records are left to their source, which gives them again: %s", cursor[0],
                       len(records), error)  # fmt: skip
             return None
-        except InvalidRecord as error:
+        except (InvalidRecord, ConfigInvalid) as error:
             self._refused += len(records)
             log.error("%d held records are refused by the tape: %s", len(records), error)
             return None
@@ -547,6 +547,10 @@ class SteadyTape:
         cursor: Cursor | None,
         on_invalid: str,
     ) -> SeqRange | None:
+        # What no tape takes is refused at once: held, it would stand in the way of everything behind it.
+        Identity(batch, ids, cursor).check(len(records))
+        if on_invalid not in ("raise", "quarantine"):
+            raise ConfigInvalid(f"on_invalid = {on_invalid!r}", hint="it is 'raise' or 'quarantine'")
         good = _checked(records, raising=on_invalid != "quarantine")
         with self._lock:
             tape = self._tape
