@@ -484,6 +484,28 @@ def test_a_file_that_is_replaced_while_the_tape_is_locked_gets_what_was_held(tmp
         until(lambda: steady.status.on_tape and not steady.status.held and prices(path) == [0.0, 2.0, 3.0])
 
 
+def test_an_append_that_waited_for_a_file_that_was_replaced_is_in_the_new_one_and_given_once(tmp_path):
+    path, given = tmp_path / "t.db", []
+    with SteadyTape(path, retry_s=0.02, busy_timeout_ms=60_000, retention_days=None) as steady:
+        steady.append(tick(1))
+        steady.subscribe(lambda record: given.append(record.price), from_seq=0)
+        until(lambda: given == [1.0])
+        with locked(path):
+            waiting = threading.Thread(target=steady.append, args=(tick(2),))
+            waiting.start()
+            time.sleep(0.3)  # (it waits for the lock; where it does not yet, the file is found replaced before)
+            with onetape.open(tmp_path / "new.db", retention_days=None) as other:
+                other.append(tick(0))
+            for end in ("-wal", "-shm"):
+                (tmp_path / f"t.db{end}").rename(tmp_path / f"old.db{end}")
+            (tmp_path / "new.db").replace(path)
+        waiting.join(60)
+        steady.append(tick(3))
+        until(lambda: steady.status.on_tape and not steady.status.held and prices(path) == [0.0, 2.0, 3.0])
+        until(lambda: 3.0 in given)
+        assert given == [1.0, 2.0, 3.0]
+
+
 def test_what_may_have_been_stored_is_stored_again_as_the_same_whatever_came_meanwhile():
     ring = Ring(10)
     for i in range(3):

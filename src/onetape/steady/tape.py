@@ -204,18 +204,22 @@ class SteadyTape:
         Raises what the records themselves deserve (InvalidRecord, ConfigInvalid, CursorConflict); and TapeFull where
         the tape is away and there is no room for what a source can give again (a delivery with a cursor).
         """
+        given: int | None = None
         if self._reason is None:
-            tape = self._tape
+            tape, file = self._tape, self._file
             try:
                 self._same_file()
                 assert tape is not None
                 done = tape.append(records, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
                 self._remember(records)
-                return done
+                if not self._replaced(file):
+                    return done
+                given = done.first
+                self._same_file()
             except AWAY as error:
                 self._go_away(error, tape)
         found = [records] if isinstance(records, Tick | Bar) else list(records)
-        return self._hold(found, batch, ids, cursor, on_invalid)
+        return self._hold(found, batch, ids, cursor, on_invalid, given)
 
     def append_table(
         self,
@@ -227,19 +231,24 @@ class SteadyTape:
         on_invalid: Any = "raise",
     ) -> SeqRange | None:
         """As Tape.append_table(); None where the ticks are held in memory."""
+        given: int | None = None
         if self._reason is None:
-            tape = self._tape
+            tape, file = self._tape, self._file
             try:
                 self._same_file()
                 assert tape is not None
-                return tape.append_table(data, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
+                done = tape.append_table(data, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
+                if not self._replaced(file):
+                    return done
+                given = done.first
+                self._same_file()
             except AWAY as error:
                 self._go_away(error, tape)
         found = table.from_table(data)
         if cursor is not None and len(found) > self._ring.records_max - self._ring.records:
             raise TapeFull(f"the tape is away: {self._reason}", hint="the source waits, and gives the records again")
         rows = [Tick(**found.record(at)) for at in range(len(found))]
-        return self._hold(rows, batch, ids, cursor, on_invalid)
+        return self._hold(rows, batch, ids, cursor, on_invalid, given)
 
     def cursor(self, name: str) -> str | None:
         """As Tape.cursor(), also of what is held. A tape that is away is remembered as it was last asked."""
@@ -439,6 +448,17 @@ class SteadyTape:
         if (found.st_dev, found.st_ino) != self._file:
             raise TapeMissing(f"{self.path} was replaced by another file", hint="it is opened by itself")
 
+    def _replaced(self, file: tuple[int, int] | None) -> bool:
+        """Return whether another file is at the path now: an append that waited for its lock went into the old one.
+
+        Where there is none it may be the same that comes back, with what was appended.
+        """
+        try:
+            found = os.stat(self.path)  # noqa: PTH116  (as above)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) != file
+
     def _go_away(self, error: Exception, tape: Tape | None) -> None:
         """Hold records from now on, because of what using `tape` said; unless another was opened meanwhile."""
         with self._lock:
@@ -546,7 +566,9 @@ class SteadyTape:
         ids: Sequence[bytes] | None,
         cursor: Cursor | None,
         on_invalid: str,
+        given: int | None,
     ) -> SeqRange | None:
+        """Hold a delivery; store it, where the tape is back. `given`: its position in a file that was replaced."""
         # What no tape takes is refused at once: held, it would stand in the way of everything behind it.
         Identity(batch, ids, cursor).check(len(records))
         if on_invalid not in ("raise", "quarantine"):
@@ -570,7 +592,8 @@ class SteadyTape:
                 raise TapeClosed(f"{self.path} is closed", hint="open it again")
             self._ring.add(records, batch, ids, cursor, on_invalid)
             for follower in self._followers:
-                follower.hold(good)
+                if given is None or follower.position < given:
+                    follower.hold(good)
         return None
 
     def _both(
