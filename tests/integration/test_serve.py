@@ -216,6 +216,53 @@ def test_a_system_that_is_ended_stores_what_its_sources_had_read(tmp_path: Path,
     assert times == [T0 + i * 1_000_000 for i in range(len(times))], told
 
 
+HANGING = """
+import asyncio, sys, time
+from onetape.cli import serve
+from onetape.config import Settings
+from onetape.daemon import log
+from onetape.daemon.daemon import Daemon
+
+class Hanging:
+    name = "hanging"
+    async def start(self): pass
+    async def stop(self): await asyncio.to_thread(time.sleep, 3600)
+    def status(self): return {"running": True}
+
+log.set_up("json")
+daemon = Daemon(Settings(tape=sys.argv[1], services={}, drain_s=float(sys.argv[2]), web={"enabled": False}))
+if sys.argv[3] == "service":
+    daemon.services["hanging"] = Hanging()
+else:
+    daemon.tape.close = lambda: time.sleep(3600)
+run = daemon.run
+daemon.run = lambda: run(on_ready=lambda daemon: print("ready", flush=True))
+serve._run(daemon)
+"""
+
+
+@pytest.mark.parametrize(("drain_s", "signals"), [(1, 1), (3600, 2)])
+@pytest.mark.parametrize("what", ["service", "tape"])
+def test_what_hangs_keeps_the_process_no_longer_than_it_may(
+    tmp_path: Path, what: str, drain_s: int, signals: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING, str(tmp_path / "t.db"), str(drain_s), what],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        if signals == 2:
+            assert process.stderr is not None
+            assert any("draining" in line for line in iter(process.stderr.readline, ""))
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_what_other_processes_append_is_served_too(tmp_path: Path, serve: Any) -> None:
     config(tmp_path, "[services.state]")
     served = serve()

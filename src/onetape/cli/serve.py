@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
     from onetape.config import Settings
     from onetape.daemon.daemon import Daemon
+
+#: How long threads of tasks that have ended may go on, s.
+_THREADS_S = 10.0
 
 
 def serve(
@@ -48,7 +53,25 @@ def _run(daemon: Daemon) -> bool:
     import asyncio
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(daemon.run())
+        try:
+            clean = runner.run(daemon.run())
+        except SystemExit:  # a second signal
+            clean = False
+        if not clean:
+            _leave()
+        # A thread that an ended task has left behind would be waited for, for ever.
+        late = threading.Timer(_THREADS_S, _leave)
+        late.daemon = True
+        late.start()
+    late.cancel()
+    return clean
+
+
+def _leave() -> None:
+    """End the process without waiting for threads that hang. What is committed is on the tape."""
+    logging.getLogger("onetape.daemon").error("ended without waiting for what still runs")
+    logging.shutdown()
+    os._exit(1)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

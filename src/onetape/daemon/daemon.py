@@ -28,6 +28,8 @@ from onetape.steady import SteadyTape
 
 log = logging.getLogger("onetape.daemon")
 
+#: How long closing the tape may take in any case, s.
+CLOSE_S = 5.0
 #: How often a service is asked whether it still runs, s.
 _LOOK_S = 1.0
 
@@ -141,7 +143,12 @@ class Daemon:
             left_s = max(0.5, deadline - loop.time())
             clean = all(await asyncio.gather(*(task.stop(left_s) for task in tasks))) and clean
         self._migration.close()
-        await asyncio.to_thread(self.tape.close)
+        closing = asyncio.ensure_future(in_own_thread(self.tape.close, lambda: None, "onetape-close"))
+        _, pending = await asyncio.wait([closing], timeout=max(CLOSE_S, deadline - loop.time()))
+        if pending:
+            log.error("the tape is not closed in time; it is left as after a kill, which costs nothing but a recovery")
+            return False
+        closing.result()
         return clean
 
     def _listen(self) -> None:
