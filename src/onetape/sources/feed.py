@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from onetape.clock import Time, now_ns
 from onetape.errors import CursorConflict, InvalidRecord, OnetapeError, SourceRefused, TapeBusy, TapeFull
 from onetape.record import Bar, SeqRange, Tick
+from onetape.sources.alone import Alone
 from onetape.sources.beats import Beats
 from onetape.sources.inbox import Arrived, Inbox
 from onetape.sources.placed import Placed
@@ -92,6 +93,7 @@ class Feed:
         self._join_records = join_records
         self._beats = Beats(tape, source.name) if heartbeat and getattr(source, "live", True) else None
         self._inbox = Inbox()
+        self._alone = Alone(getattr(tape, "path", None), source.name)
         self._closed = threading.Event()
         self._backoff = Backoff(0.02, 1.0)
         self._cursor: str | None = None
@@ -117,6 +119,7 @@ class Feed:
         """
         pump = threading.Thread(target=self._pump, name=f"onetape-source-{self.source.name}", daemon=True)
         try:
+            self._alone.keep()
             self._cursor = self.tape.cursor(self.source.cursor_name)
             self.source.resume(self._cursor)
             adopt = getattr(self.source, "adopt", None)
@@ -124,6 +127,7 @@ class Feed:
                 adopt(self.tape.cursor)
             pump.start()
             while (arrived := self._inbox.take(self._join_records, ALIVE_S)) is not None:
+                self._alone.keep()
                 began = time.monotonic()
                 for joined in _joined(arrived):
                     self._store(joined)
@@ -143,6 +147,7 @@ class Feed:
                 pump.join(_END_S)
                 if pump.is_alive():
                     log.error("source %s does not end; it is left alone", self.source.name)
+            self._alone.end()
 
     def close(self) -> None:
         """End: the source first, then what it gave is stored, then run() returns."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -146,7 +148,9 @@ def test_a_cursor_that_stands_still_behind_new_records_ends_the_feed_instead_of_
     assert "cursor stays" in str(feed.stats.last_error)
 
 
-def test_of_two_feeds_of_one_name_one_stops_with_a_clear_error_and_nothing_is_twice(tape: onetape.Tape) -> None:
+def test_a_feed_whose_cursor_somebody_else_moved_stops_with_a_clear_error_and_nothing_is_twice(
+    tape: onetape.Tape,
+) -> None:
     go = threading.Event()
 
     def slow(cursor: str | None) -> Iterator[Delivery]:
@@ -166,11 +170,46 @@ def test_of_two_feeds_of_one_name_one_stops_with_a_clear_error_and_nothing_is_tw
     thread = threading.Thread(target=run)
     thread.start()
     wait_for(lambda: tape.cursor("source:s") == "1")
-    Feed(Scripted(counted(5)), tape).run()
+    tape.append(ticks(1, 4), cursor=("source:s", "1", "5"))  # (from a machine whose locks do not reach here)
     go.set()
     thread.join(PATIENCE_S)
     assert isinstance(failed[0], CursorConflict) and "another feed of this name" in str(failed[0])
     assert numbers(tape) == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_of_two_feeds_of_one_name_without_a_cursor_one_stops_and_takes_over_once_the_other_is_killed(
+    tape: onetape.Tape,
+) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_FEED, str(tape.path)], cwd=Path(__file__).parents[3], stdout=subprocess.PIPE
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"runs\n"
+        with pytest.raises(CursorConflict, match="another feed of this name runs"):
+            Feed(Scripted(listed(Delivery(ticks(0, 3)))), tape).run()
+        Feed(Scripted(listed(Delivery(ticks(5, 1))), name="t"), tape).run()  # of another name
+        assert numbers(tape) == [5.0]
+    finally:
+        other.kill()
+        other.communicate()
+    for _ in range(2):
+        Feed(Scripted(listed(Delivery(ticks(0, 1)))), tape).run()
+    assert sorted(numbers(tape)) == [0.0, 0.0, 5.0]
+
+
+OTHER_FEED = """
+import sys, time
+import onetape
+from onetape.sources.feed import Feed
+from tests.unit.sources.test_feed import Scripted
+
+def silent(cursor):
+    print("runs", flush=True)
+    time.sleep(3600)
+    yield from ()
+
+Feed(Scripted(silent), onetape.open(sys.argv[1])).run()
+"""
 
 
 class LosesAnswers:
