@@ -246,6 +246,22 @@ def test_a_table_that_is_larger_than_the_ring_is_counted_where_it_is_cut(tmp_pat
     assert prices(tmp_path / "later" / "t.db") == [float(i) for i in range(15, 25)]
 
 
+def test_a_forked_process_is_told_to_open_its_own_instead_of_holding_for_ever(tmp_path):
+    code = (
+        "import os, sys, onetape\n"
+        "from onetape.steady import SteadyTape\n"
+        "steady = SteadyTape(sys.argv[1])\n"
+        "steady.append(onetape.Tick('A', 10**18, 1.0))\n"
+        "if os.fork() == 0:\n"
+        "    try: steady.append(onetape.Tick('A', 10**18, 2.0))\n"
+        "    except onetape.TapeClosed as error: os._exit(0 if 'forked' in str(error) else 2)\n"
+        "    os._exit(1)\n"
+        "assert os.waitstatus_to_exitcode(os.wait()[1]) == 0\n"
+        "assert steady.append(onetape.Tick('A', 10**18, 3.0)) is not None\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "t.db")], check=True, timeout=120)
+
+
 def test_identities_hold_across_an_outage(away):
     for _ in range(2):
         away.append([tick(1), tick(2)], batch="b")

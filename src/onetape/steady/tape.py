@@ -114,6 +114,7 @@ class SteadyTape:
         self._vanished = False
         self._since_ns = now_ns()
         self._outages = self._written_back = self._refused = 0
+        self._pid = os.getpid()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         try:
@@ -569,6 +570,10 @@ class SteadyTape:
         given: int | None,
     ) -> SeqRange | None:
         """Hold a delivery; store it, where the tape is back. `given`: its position in a file that was replaced."""
+        if os.getpid() != self._pid:  # nobody here would ever store it
+            raise TapeClosed(
+                f"{self.path} was opened before this process was forked", hint="open it in the new process"
+            )
         # What no tape takes is refused at once: held, it would stand in the way of everything behind it.
         Identity(batch, ids, cursor).check(len(records))
         if on_invalid not in ("raise", "quarantine"):
