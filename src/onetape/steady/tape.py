@@ -452,7 +452,8 @@ class SteadyTape:
     def _replaced(self, file: tuple[int, int] | None) -> bool:
         """Return whether another file is at the path now: an append that waited for its lock went into the old one.
 
-        Where there is none it may be the same that comes back, with what was appended.
+        Where there is none it may be the same that comes back, with what was appended. A follower that was just reading
+        the old file may give such a record from both.
         """
         try:
             found = os.stat(self.path)  # noqa: PTH116  (as above)
