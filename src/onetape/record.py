@@ -16,6 +16,9 @@ TS_MIN_NS, TS_MAX_NS = 0, 2**63 - 2
 #: A symbol is 1 to this many bytes of UTF-8, without control characters. It may contain colons and blanks.
 SYMBOL_BYTES_MAX = 255
 
+#: Symbols that begin so are a service's own records (detections of patterns), and no market's: lists leave them out.
+OWN_SYMBOLS = "patterns:"
+
 MINUTE_NS = 60_000_000_000
 
 

@@ -583,3 +583,29 @@ def test_back_knows_what_was_given_and_forgets_what_all_have_passed():
     assert len(back) == 1
     back.prune([])
     assert len(back) == 0
+
+
+def test_bars_of_what_is_held_are_of_the_kind_that_was_asked_for(away):
+    away.append([tick(0, bid=10.0, ask=12.0), tick(1, bid=20.0, ask=22.0)])
+    (bar,) = away.bar_list("A", price="mid")
+    assert (bar.open, bar.close, bar.volume) == (11.0, 21.0, None)
+    assert away.bar_list("A", source="vendor") == []
+    assert away.bar_list("A", as_of=0) == []
+
+
+def test_what_goes_to_quarantine_is_not_remembered_as_the_last_price(steady):
+    steady.append(tick(1))
+    steady.append([tick(2), Tick("A", T0 + 3 * S, float("nan")), Tick("A", None, 9.0)], on_invalid="quarantine")
+    kept = steady.path.with_suffix(".kept")
+    steady.path.rename(kept)
+    assert steady.append(tick(0)) is None
+    assert steady.latest("A").price in (1.0, 2.0)
+
+
+def test_what_can_be_read_only_once_is_held_whole(tmp_path):
+    with SteadyTape(tmp_path / "t.db", retry_s=0.02, busy_timeout_ms=20, retention_days=None) as steady:
+        with locked(steady.path):  # the tape reads it before it finds that it is locked
+            assert steady.append(tick(i) for i in range(5)) is None
+            assert steady.status.held == 5
+        until(lambda: steady.status.on_tape)
+        assert prices(steady.path) == [0.0, 1.0, 2.0, 3.0, 4.0]

@@ -19,6 +19,7 @@ from typing import Any
 from minhos.models.market import MarketData, ns_to_seconds, seconds_to_ns
 from onetape import ConfigInvalid, InvalidRecord, OnetapeError, SymbolInfo, Tick
 from onetape.legacy import QueueFeed, open_at_old_path
+from onetape.record import OWN_SYMBOLS
 from onetape.steady import SteadyTape
 
 __all__ = ["MarketDataConfig", "MarketDataStore", "get_market_data_store"]
@@ -27,7 +28,6 @@ _log = logging.getLogger("minhos.market_data_store")
 #: More than any tape can hold: "all of them".
 _ALL = 2**62
 #: Detections of patterns are records of the tape too, under such symbols; they are no market's.
-_HIDDEN = "patterns:"
 
 
 @dataclass
@@ -67,7 +67,7 @@ class MarketDataStore:
             recent_per_symbol=self.config.max_memory_records,
             retention_days=self.config.retention_days,
         )
-        self._feed = QueueFeed(self.tape, MarketData.from_tick, hidden=_HIDDEN)
+        self._feed = QueueFeed(self.tape, MarketData.from_tick, hidden=OWN_SYMBOLS)
         self._cleanup: asyncio.Task[None] | None = None
         # One thread, so that records are stored in the order in which add() was called.
         self._worker = ThreadPoolExecutor(1, "minhos-store")
@@ -94,7 +94,7 @@ class MarketDataStore:
             tick = self.tape.latest(symbol)
             return {symbol: None if tick is None else MarketData.from_tick(tick)}
         found = self.tape.latest().items()
-        return {name: MarketData.from_tick(tick) for name, tick in found if not name.startswith(_HIDDEN)}
+        return {name: MarketData.from_tick(tick) for name, tick in found if not name.startswith(OWN_SYMBOLS)}
 
     def get_history(self, symbol: str, limit: int | None = 1000) -> list[MarketData]:
         """Return a symbol's newest `limit` records (None: all), ascending in time; from memory where it reaches."""
@@ -123,7 +123,7 @@ class MarketDataStore:
         return sorted(info.symbol for info in self._known())
 
     def _known(self) -> list[SymbolInfo]:
-        return [info for info in self.tape.symbols() if info.ticks and not info.symbol.startswith(_HIDDEN)]
+        return [info for info in self.tape.symbols() if info.ticks and not info.symbol.startswith(OWN_SYMBOLS)]
 
     async def subscribe(self) -> asyncio.Queue[MarketData]:
         """Return a queue that gets every record added from now on, by any process, in the order of their storing.

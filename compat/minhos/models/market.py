@@ -25,6 +25,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from onetape import InvalidRecord, Tick, now_ns, to_ns
+from onetape.sources.spellings import SPELLINGS
 
 _NS = 1_000_000_000
 
@@ -155,24 +156,9 @@ class MarketData:
         )
 
 
-#: Our field → its spellings in a bridge's messages, without underscores and in small letters; the first found counts.
-_SIERRA: dict[str, tuple[str, ...]] = {
-    "symbol": ("symbol", "ticker", "instrument"),
-    "timestamp": ("timestamp", "datetime", "time", "ts"),
-    "close": ("close", "price", "last", "lastprice", "lasttradeprice"),
-    "open": ("open", "sessionopen", "openprice", "dailyopen"),
-    "high": ("high", "sessionhigh", "highprice", "dailyhigh"),
-    "low": ("low", "sessionlow", "lowprice", "dailylow"),
-    "bid": ("bid", "bidprice"),
-    "ask": ("ask", "askprice"),
-    "bid_size": ("bidsize", "bidquantity"),
-    "ask_size": ("asksize", "askquantity"),
-    "last_size": ("lastsize", "lasttradesize", "lasttradevolume", "tradesize", "size"),
-    "volume": ("volume", "totalvolume", "sessionvolume", "dailyvolume"),
-    "vwap": ("vwap",),
-    "trades": ("trades", "numtrades", "numberoftrades", "sessionnumtrades"),
-    "source": ("source",),
-}
+#: A field of the old record → its spellings in a bridge's messages; the first found counts.
+_OLD = {"when": "timestamp", "price": "close", "size": "last_size"}
+_SIERRA = {_OLD.get(field, field): spellings for field, spellings in SPELLINGS.items() if field != "side"}
 
 
 _TEXTS = ("symbol", "timestamp", "source")

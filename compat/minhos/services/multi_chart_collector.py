@@ -10,6 +10,7 @@ from typing import Any
 from minhos.core.market_data_adapter import MarketDataAdapter, get_market_data_adapter
 from minhos.models.market import ns_to_seconds
 from onetape import Bar, OnetapeError
+from onetape.record import OWN_SYMBOLS
 from onetape.services.charts import ChartConfig, ChartData, ChartService
 
 __all__ = ["ChartConfig", "MultiChartCollector", "get_multi_chart_collector"]
@@ -80,7 +81,7 @@ class MultiChartCollector:
         except OnetapeError:  # the store is away: the charts that are known say so
             return
         for symbol in symbols:
-            if not symbol.startswith("patterns:"):
+            if not symbol.startswith(OWN_SYMBOLS):
                 self.service.add(ChartConfig(symbol, symbol))
 
 

@@ -18,7 +18,7 @@ State = Literal["idle", "starting", "running", "waiting", "stopping", "ended", "
 
 #: A run of at least this long counts as one that held: the next wait is the shortest again, s.
 HELD_S = 60.0
-#: How long a start may take, s; after that it counts as not started, and is tried again.
+#: How long others wait for a start, s; after that they are started beside it.
 START_S = 30.0
 
 

@@ -16,14 +16,12 @@ from onetape.clock import Time, to_ns
 from onetape.errors import ConfigInvalid
 from onetape.exporting import OnProgress, keep_off, known, minhos_rows, target
 from onetape.progress import ProgressMeter
-from onetape.record import TS_MAX_NS, Tick
+from onetape.record import OWN_SYMBOLS, TS_MAX_NS, Tick
 
 if TYPE_CHECKING:
     from onetape.tape import Tape
     from onetape.tape.moment import Moment
 
-#: Symbols that begin with this are notes of the services, not market data. The old system knew none.
-HIDDEN = "patterns:"
 #: Rows that are Python objects at once.
 _ROWS = 16_384
 
@@ -88,8 +86,8 @@ def export_minhos(
     _refuse_logs(path)
     began_s = time.monotonic()
     with tape.moment() as moment:
-        asked = [symbol for symbol in known(moment, symbols, tape) if symbols or not symbol.startswith(HIDDEN)]
-        hidden = next((symbol for symbol in asked if symbol.startswith(HIDDEN)), None)
+        asked = [symbol for symbol in known(moment, symbols, tape) if symbols or not symbol.startswith(OWN_SYMBOLS)]
+        hidden = next((symbol for symbol in asked if symbol.startswith(OWN_SYMBOLS)), None)
         if hidden is not None:
             raise ConfigInvalid(f"{hidden} is no market data", hint="the old schema holds ticks and minutes alone")
         span = (0 if start is None else to_ns(start, "start"), TS_MAX_NS + 1 if end is None else to_ns(end, "end"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from onetape.clock import now_ns
-from onetape.record import Tick
+from onetape.record import OWN_SYMBOLS, Tick
 
 if TYPE_CHECKING:
     from onetape.tape import Tape
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 #: A rate is of about this many of the last seconds.
 RATE_S = 5.0
 _DAY_NS = 86_400_000_000_000
-#: Symbols of this kind are a service's own records, not a market's.
-HIDDEN = "patterns:"
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -106,7 +104,7 @@ class Board:
         return [self._row(symbol, kept) for symbol, kept in sorted(self._kept.items())]
 
     def _shown(self, symbol: str) -> bool:
-        return not symbol.startswith(HIDDEN) and (self._only is None or symbol in self._only)
+        return not symbol.startswith(OWN_SYMBOLS) and (self._only is None or symbol in self._only)
 
     def _take(self, tick: Tick, now: int) -> None:
         kept = self._kept.get(tick.symbol)

@@ -25,8 +25,7 @@ from websockets.http11 import Request, Response
 
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid
-from onetape.record import Record, Tick
-from onetape.services.board import HIDDEN
+from onetape.record import OWN_SYMBOLS, Record, Tick
 from onetape.services.system import plain
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ class MarketDataService:
             tick = self.tape.latest(symbol)
             return {symbol: None if tick is None else record_of(tick)}
         found = self.tape.latest().items()
-        return {name: record_of(tick) for name, tick in found if not name.startswith(HIDDEN)}
+        return {name: record_of(tick) for name, tick in found if not name.startswith(OWN_SYMBOLS)}
 
     async def _listen(self, what: str, port: int, handler: Any, answer: Any) -> Server:
         try:
@@ -159,7 +158,7 @@ class MarketDataService:
         known: Mapping[str, Callable[[], Any]] = {
             "/health": self._health,
             "/api/market_data": lambda: self.market_data(next(iter(parse_qs(path.query).get("symbol", ())), None)),
-            "/api/symbols": lambda: sorted(name for name in self.tape.symbol_names() if not name.startswith(HIDDEN)),
+            "/api/symbols": self._symbols,
             "/api/stats": self._stats,
         }
         act = known.get(path.path)
@@ -179,6 +178,9 @@ class MarketDataService:
             "fallback": None if status.on_tape else {"reason": status.reason, "held": status.held},
         }
 
+    def _symbols(self) -> list[str]:
+        return sorted(name for name in self.tape.symbol_names() if not name.startswith(OWN_SYMBOLS))
+
     def _stats(self) -> dict[str, Any]:
         tape = self.tape.tape
         stats = None if tape is None else tape.stats()
@@ -186,7 +188,7 @@ class MarketDataService:
             "clients": len(self._clients),
             "messages_sent": self.sent,
             "conflated": self.conflated,
-            "total_symbols": len([name for name in self.tape.symbol_names() if not name.startswith(HIDDEN)]),
+            "total_symbols": len(self._symbols()),
             "total_records": None if stats is None else stats.ticks,
             "store": plain(self.tape.status),
         }
@@ -217,7 +219,7 @@ class MarketDataService:
 
     def _take(self, record: Record) -> None:
         """Be given a record, in the subscription's thread."""
-        if not isinstance(record, Tick) or record.symbol.startswith(HIDDEN) or self._loop is None:
+        if not isinstance(record, Tick) or record.symbol.startswith(OWN_SYMBOLS) or self._loop is None:
             return
         with self._lock:
             self._waiting.append(record)

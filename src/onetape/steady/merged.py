@@ -69,13 +69,20 @@ def table(
     return found
 
 
-def bars(found: Sequence[Bar], held: Iterable[Tick], interval: str, start: Time | None, end: Time | None) -> list[Bar]:
-    """Return the tape's bars and those of held ticks, ascending; a bar that both have a part of is joined."""
+def bars(
+    found: Sequence[Bar], held: Iterable[Tick], interval: str, start: Time | None, end: Time | None, **how: Any
+) -> list[Bar]:
+    """Return the tape's bars and those of held ticks, ascending; a bar that both have a part of is joined.
+
+    `how` is as in Tape.bar_list(). As of an earlier position, and of a vendor's bars (source), nothing is held.
+    """
+    if how.get("as_of") is not None or how.get("source") is not None:
+        return list(found)
     ticks = _within(held, None, None)
     if not ticks:
         return list(found)
     with _Scratch(ticks) as made:
-        more = made.bar_list(ticks[0].symbol, interval, start, end)
+        more = made.bar_list(ticks[0].symbol, interval, start, end, **how)
     by_start = {bar.ts_start_ns: bar for bar in found}
     for bar in more:
         known = by_start.get(bar.ts_start_ns)

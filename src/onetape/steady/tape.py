@@ -206,13 +206,16 @@ class SteadyTape:
         the tape is away and there is no room for what a source can give again (a delivery with a cursor).
         """
         given: int | None = None
+        if not isinstance(records, Tick | Bar | Sequence):
+            records = list(records)  # what can be read once must be there still when it is to be held
         if self._reason is None:
             tape, file = self._tape, self._file
             try:
                 self._same_file()
                 assert tape is not None
                 done = tape.append(records, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
-                self._remember(records)
+                if done.stored == (1 if isinstance(records, Tick | Bar) else len(records)):
+                    self._remember(records)  # all of them: none of them is in quarantine
                 if not self._replaced(file):
                     return done
                 given = done.first
@@ -319,7 +322,7 @@ class SteadyTape:
     ) -> list[Bar]:
         """As Tape.bar_list(); bars of what is held are folded from it, and joined with those of the tape."""
         found, held = self._both(lambda tape: tape.bar_list(symbol, interval, start, end, **how), list, symbol)
-        return merged.bars(found, held, interval, start, end) if held else list(found)
+        return merged.bars(found, held, interval, start, end, **how) if held else list(found)
 
     def bars(
         self, symbol: str, interval: str = "1min", start: Time | None = None, end: Time | None = None, **how: Any

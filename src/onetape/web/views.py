@@ -12,6 +12,7 @@ import msgspec
 
 from onetape.clock import now_ns
 from onetape.errors import OnetapeError
+from onetape.record import OWN_SYMBOLS
 from onetape.web.candles import PENDING_NS, Known
 from onetape.web.rows import MS_NS, ms
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from onetape.services.system import System
 
 DAY_NS = 86_400 * 10**9
-#: Symbols of this kind are a service's own records, not a market's.
-HIDDEN = "patterns:"
 T = TypeVar("T")
 
 
@@ -58,7 +57,7 @@ class Views:
         """Return symbols whose name has `sought`, those that begin with it first."""
         wanted = sought.strip().casefold()
         names = sorted(
-            (name for name in self._known.all() if not name.startswith(HIDDEN) and wanted in name.casefold()),
+            (name for name in self._known.all() if not name.startswith(OWN_SYMBOLS) and wanted in name.casefold()),
             key=lambda name: (not name.casefold().startswith(wanted), name),
         )
         return {"symbols": [self._symbol(name) for name in names[:limit]], "more": len(names) > limit}
@@ -191,4 +190,4 @@ def _date(day: int) -> str:
     return datetime.datetime.fromtimestamp(day * DAY_NS / 1e9, datetime.UTC).date().isoformat()
 
 
-__all__ = ["HIDDEN", "MS_NS", "Lately", "Views"]
+__all__ = ["MS_NS", "Lately", "Views"]

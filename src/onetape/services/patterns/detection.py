@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 
 from onetape.errors import InvalidRecord
-from onetape.record import SYMBOL_BYTES_MAX, Tick, interval_ns, interval_text
+from onetape.record import OWN_SYMBOLS, SYMBOL_BYTES_MAX, Tick, interval_ns, interval_text
 
 #: Detections of a symbol are records of the symbol with this before its name. Searches and charts leave it out.
-PREFIX = "patterns:"
+PREFIX = OWN_SYMBOLS
 
 #: A bar of more than 100 years is none.
 _INTERVAL_MS_MAX = 100 * 366 * 86_400_000

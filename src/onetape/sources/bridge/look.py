@@ -17,26 +17,7 @@ import msgspec
 from onetape.clock import to_ns
 from onetape.errors import ConfigInvalid
 from onetape.record import BUY, SELL, TS_MAX_NS, UNKNOWN, Tick
-
-#: Our field → its spellings, in small letters, without anything but letters and digits; the first that is there counts.
-SPELLINGS: dict[str, tuple[str, ...]] = {
-    "symbol": ("symbol", "ticker", "instrument"),
-    "when": ("timestamp", "datetime", "time", "ts"),
-    "price": ("close", "price", "last", "lastprice", "lasttradeprice"),
-    "open": ("open", "sessionopen", "openprice", "dailyopen"),
-    "high": ("high", "sessionhigh", "highprice", "dailyhigh"),
-    "low": ("low", "sessionlow", "lowprice", "dailylow"),
-    "bid": ("bid", "bidprice"),
-    "ask": ("ask", "askprice"),
-    "bid_size": ("bidsize", "bidquantity"),
-    "ask_size": ("asksize", "askquantity"),
-    "size": ("lastsize", "lasttradesize", "lasttradevolume", "tradesize", "size"),
-    "volume": ("volume", "totalvolume", "sessionvolume", "dailyvolume"),
-    "vwap": ("vwap",),
-    "trades": ("trades", "numtrades", "numberoftrades", "sessionnumtrades"),
-    "side": ("side", "aggressor", "atbidorask"),
-    "source": ("source",),
-}
+from onetape.sources.spellings import SPELLINGS
 
 _TEXTS = ("symbol", "when", "side", "source")
 _PRICES = ("price", "open", "high", "low", "bid", "ask", "vwap")
