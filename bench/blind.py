@@ -11,7 +11,7 @@ from itertools import chain, islice
 import redis
 
 from bench import keys
-from onetape.migrate.endpoint import Endpoint, pack
+from onetape.migrate.wire.endpoint import Endpoint, pack
 
 _PIPELINE = 1000
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from onetape.migrate.endpoint import Argument, Endpoint, pack
+from onetape.migrate.wire.endpoint import Argument, Endpoint, pack
 
 SOURCES = (0, 2, 5)
 TARGET = 1

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from bench import blind
 from onetape.migrate.migration import Migration
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.report import Report
-from onetape.migrate.throttle import Settings
+from onetape.migrate.throttling.throttle import Settings
 
 _PLAN = Path(__file__).with_name("plan.toml")
 

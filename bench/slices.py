@@ -10,7 +10,7 @@ from bench import moves
 from bench.measure import Line, Setting, alone, beside
 from onetape.embedded import EmbeddedServer
 from onetape.migrate import Migration
-from onetape.migrate.endpoint import Endpoint, pack
+from onetape.migrate.wire.endpoint import Endpoint, pack
 
 _KEY = "volume_averages:NFO:MILLION"
 _PAGE = 1000

@@ -11,11 +11,11 @@ import redis.asyncio
 
 from bench.measure import Line, Setting, beside, share_time
 from onetape.embedded import EmbeddedServer
-from onetape.migrate import state as states
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.reader import AsyncReaderRedis, ReaderRedis
+from onetape.migrate.wire.endpoint import Endpoint
 
 _KEYS = 1000
 _FIELDS = {f"field_{i}": f"{i}.25" for i in range(10)}

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.mirror import Mirror, MirrorStatus, Options
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
-from onetape.migrate.state import change, load
-from onetape.migrate.verify import verify
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import change, load
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.verifying.verify import verify
+from onetape.migrate.wire.endpoint import Endpoint
 
 PLAN = Plan.parse(
     """

@@ -16,8 +16,8 @@ import pytest
 
 from onetape import embedded
 from onetape.embedded import EmbeddedServer, free_port, server_binaries
-from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.remote import Cluster
+from onetape.migrate.wire.endpoint import Endpoint
 
 BINARIES = server_binaries()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.remote.payload import sealed, version_of
+from onetape.migrate.keys.payload import sealed, version_of
+from onetape.migrate.wire.endpoint import Endpoint
 
 _FOOTER = 10
 

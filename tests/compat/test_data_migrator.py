@@ -18,7 +18,7 @@ import redis
 import onetape
 from onetape import ConfigInvalid, EndpointError
 from onetape.embedded import EmbeddedServer
-from onetape.migrate.dump import digest
+from onetape.migrate.keys.dump import digest
 from redis_files import volume_migration
 from redis_files.volume_migration import migrate_volume_data
 from trading_system.storage.data_migrator import SafeRedisConsolidator, main

@@ -18,11 +18,11 @@ import onetape
 from onetape import InvalidRecord, PhaseRefused
 from onetape.embedded import EmbeddedServer
 from onetape.migrate import Migration
-from onetape.migrate import state as states
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.reader import view
+from onetape.migrate.wire.endpoint import Endpoint
 from trading_system.storage.transitional_manager import TransitionalManager
 from trading_system.storage.unified_reader import UnifiedRedisReader
 

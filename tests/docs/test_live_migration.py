@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tests.docs.shell import run_blocks
 
 from onetape.embedded import EmbeddedServer, server_binaries
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
 
 PAGE = ROOT / "docs" / "live_migration.md"
 

@@ -4,9 +4,9 @@ import re
 
 from tests.conftest import ROOT
 
-from onetape.migrate.ledger import Outcome
-from onetape.migrate.plan import Plan
-from onetape.migrate.verdict import EXIT_CODES
+from onetape.migrate.ledger.ledger import Outcome
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.verifying.verdict import EXIT_CODES
 
 PAGE = (ROOT / "docs" / "migration.md").read_text()
 

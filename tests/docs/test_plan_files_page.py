@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 
 from onetape.errors import PlanInvalid
-from onetape.migrate.plan import Case, Kind, Plan, RedisType, Rule
+from onetape.migrate.plans.plan import Case, Kind, Plan, RedisType, Rule
 
 PAGE = (ROOT / "docs" / "plan_files.md").read_text()
 

@@ -33,10 +33,10 @@ from redis.retry import Retry
 from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 
 from onetape.errors import OnetapeError
-from onetape.migrate import state as states
 from onetape.migrate.backfill import fault_point
 from onetape.migrate.dual import DualRedis
 from onetape.migrate.migration import Migration
+from onetape.migrate.phases import state as states
 
 #: The operators of these tests lose their lease after this time, ms.
 LEASE_MS = 1200
@@ -288,8 +288,8 @@ def unequal(live: LiveSystem) -> list[str]:
 
 def _same_value(live: LiveSystem, old_db: int, old: bytes, new: bytes) -> bool:
     """Equal by content: the bytes of a DUMP tell of the history of a value too."""
-    from onetape.migrate.content import read_content
-    from onetape.migrate.endpoint import Endpoint
+    from onetape.migrate.keys.content import read_content
+    from onetape.migrate.wire.endpoint import Endpoint
 
     with Endpoint.connect(live.server.url, writable=False) as endpoint:
         endpoint.select(old_db)

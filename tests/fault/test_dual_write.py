@@ -22,7 +22,7 @@ from tests.unit.migrate.dual.rig import rigged
 
 from onetape.embedded import EmbeddedServer, server_binaries
 from onetape.migrate.dual import DualRedis
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
 
 # Counts in several ways and tells what was acknowledged, a line a write.
 WRITER = """

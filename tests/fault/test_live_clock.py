@@ -14,9 +14,9 @@ from tests.fault.live_storm import settle, storming
 from tests.unit.migrate.live_system import LIMITS, LiveSystem
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate import state as states
-from onetape.migrate.phase import Phase
-from onetape.migrate.state import Names
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names
 
 HOUR_NS = 3_600_000_000_000
 

@@ -13,8 +13,8 @@ from tests.fault.test_live_kills import COMMANDS, again, carried_back, converged
 from tests.unit.migrate.live_system import PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate.phase import Phase
-from onetape.migrate.state import Names
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.other_servers import Proxy
 from tests.unit.migrate.live_system import LiveSystem
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
 
 HOWS = ("lost", "torn", "kill")
 COUNTS = {"backfill": (1, 2), "rollback reads_switched": (1, 2, 5, 8), "finish": (1, 2, 3)}

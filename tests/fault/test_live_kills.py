@@ -10,8 +10,8 @@ from tests.fault.live_storm import Storm, new_name, operating, settle, storming
 from tests.unit.migrate.live_system import PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate.phase import Phase
-from onetape.migrate.state import Names
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names
 
 STATE = ("state_intended", "state_changed", "state_recorded")
 #: Command → (the phase before, the phase after, points).

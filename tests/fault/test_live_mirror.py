@@ -13,7 +13,7 @@ from tests.mirroring import PLAN
 
 from onetape.embedded import EmbeddedServer
 from onetape.migrate.mirror import Mirror, Options
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
 
 
 @pytest.mark.parametrize("point", ["read", "intended", "acted", "recorded"])

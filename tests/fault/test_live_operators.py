@@ -12,12 +12,12 @@ from tests.fault.test_live_kills import COMMANDS, carried_back, converged, stran
 from tests.unit.migrate.live_system import PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate import state as states
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.history import History
 from onetape.migrate.migration import Migration
-from onetape.migrate.phase import Phase
-from onetape.migrate.state import Names
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.history import History
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names
+from onetape.migrate.wire.endpoint import Endpoint
 
 REFUSED = ("OperatorBusy", "StateMoved", "LedgerBusy", "PhaseRefused")
 #: Command → where it stands still while another operator gives the same command and is through with it.

@@ -21,8 +21,8 @@ from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
 from onetape.migrate.backfill import Digests
-from onetape.migrate.phase import Phase
-from onetape.migrate.state import Names
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from onetape.embedded import EmbeddedServer
 from onetape.errors import StateLost
 from onetape.migrate.dual import DualRedis
 from onetape.migrate.migration import Migration
-from onetape.migrate.phase import ORDER, Phase
+from onetape.migrate.phases.phase import ORDER, Phase
+from onetape.migrate.phases.state import Names
 from onetape.migrate.reader import ReaderRedis
-from onetape.migrate.state import Names
 
 KEPT = {"appendonly": "yes", "appendfsync": "always"}
 LIVE = ORDER[1:-1]

@@ -19,14 +19,16 @@ from tests.legacy_keys import clients, content, differences, fill, new_name
 from tests.other_servers import binary
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate import Ledger, Migration, backfill, bulk
-from onetape.migrate.bulk import BulkCopier
-from onetape.migrate.decide import DIGEST_OPEN
-from onetape.migrate.ledger import FORMAT
+from onetape.migrate import Ledger, Migration, backfill
+from onetape.migrate.copying import bulk
+from onetape.migrate.copying.bulk import BulkCopier
+from onetape.migrate.copying.decide import DIGEST_OPEN
+from onetape.migrate.ledger.ledger import FORMAT
 
 _RUN = """
 import sys
-from onetape.migrate import Migration, bulk
+from onetape.migrate import Migration
+from onetape.migrate.copying import bulk
 bulk.BATCH_KEYS = 60
 Migration(sys.argv[1], ledger_path=sys.argv[2] + "/ledger.db").backfill(digests="verify")
 """

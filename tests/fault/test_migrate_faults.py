@@ -18,8 +18,8 @@ from tests.legacy_keys import clients, content, differences, fill
 from onetape.embedded import EmbeddedServer, free_port
 from onetape.errors import EndpointError, LedgerBusy, LedgerUnusable, OnetapeError, PreflightRefused
 from onetape.migrate import Endpoint, Ledger, Migration, Plan
-from onetape.migrate.copy import Copier
-from onetape.migrate.lane import Batch
+from onetape.migrate.copying.copy import Copier
+from onetape.migrate.copying.lane import Batch
 
 
 def _migration(server: EmbeddedServer, directory: Path, **options: object) -> Migration:

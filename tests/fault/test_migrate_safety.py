@@ -16,10 +16,10 @@ import redis
 from onetape.embedded import EmbeddedServer
 from onetape.errors import MemoryShort
 from onetape.migrate import Endpoint, Migration, Plan
-from onetape.migrate import state as states
-from onetape.migrate.pace import Pace
-from onetape.migrate.slices import TEMPORARY
-from onetape.migrate.throttle import Settings
+from onetape.migrate.copying.slices import TEMPORARY
+from onetape.migrate.phases import state as states
+from onetape.migrate.throttling.pace import Pace
+from onetape.migrate.throttling.throttle import Settings
 from onetape.progress import Progress
 
 BIG = "volume_averages:NFO:BIG"

@@ -19,9 +19,9 @@ from tests.other_servers import Proxy, ask, binary, cluster_of, promoted, servic
 from onetape.embedded import EmbeddedServer
 from onetape.errors import EndpointError
 from onetape.migrate import Migration
-from onetape.migrate.endpoint import Endpoint, connect_again
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.remote import connect_target
+from onetape.migrate.wire.endpoint import Endpoint, connect_again
 
 KEYS = 6000
 _HEAD = 'name = "faults"\ntarget_db = {db}\ntimezone = "UTC"\n'

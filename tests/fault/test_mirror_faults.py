@@ -232,7 +232,7 @@ def test_keys_that_expire_at_the_instant_leave_nothing_behind(server: EmbeddedSe
 
 def test_a_cutover_in_the_middle_of_a_storm_turns_it_round(server: EmbeddedServer, tmp_path: Path) -> None:
     """After the change of state nothing of the old side may be written over the new one."""
-    from onetape.migrate.phase import Phase
+    from onetape.migrate.phases.phase import Phase
 
     old, new = redis.Redis(port=server.port, db=5), redis.Redis(port=server.port, db=1)
     m.begin(server.url)

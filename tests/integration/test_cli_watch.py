@@ -31,7 +31,7 @@ target = "new:{name}"
 def place(tmp_path: Path, fresh_server: EmbeddedServer) -> Path:
     (tmp_path / "plan.toml").write_text(PLAN)
     (tmp_path / "onetape.toml").write_text(f'redis_url = "{fresh_server.url}"\nplan = "plan.toml"\n')
-    from onetape.migrate.plan import Plan
+    from onetape.migrate.plans.plan import Plan
 
     m.begin(fresh_server.url, Plan.load(tmp_path / "plan.toml"))
     return tmp_path

@@ -16,17 +16,18 @@ from zoneinfo import ZoneInfo
 import pytest
 import redis
 from tests import legacy_keys
+from tests.waiting import waited_for
 
 import onetape
 from onetape.clock import now_ns, to_ns
 from onetape.embedded import EmbeddedServer
 from onetape.errors import EndpointError
 from onetape.migrate import Migration, Plan
-from onetape.migrate.close_look import CloseLook
-from onetape.migrate.conservation import Balance, Conservation
-from onetape.migrate.conserve import conserve
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.tick_fields import Decoded, TickDecoder
+from onetape.migrate.fields.tick_fields import Decoded, TickDecoder
+from onetape.migrate.proving.close_look import CloseLook
+from onetape.migrate.proving.conservation import Balance, Conservation
+from onetape.migrate.proving.conserve import conserve
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.tape import Tape
 
 PLAN = Plan.load()
@@ -584,7 +585,7 @@ def test_writers_that_write_both_sides_all_the_while_lose_nothing_in_it(server: 
             before, until = written, now_ns() - 200_000_000
             found = held(server, None, until_ns=until)
             assert found.equal, told(found)
-            assert written > before
+            waited_for(lambda before=before: written > before)
     finally:
         stop.set()
         writer.join()

@@ -20,7 +20,7 @@ from onetape.demo import families, legacy, market
 from onetape.demo.legacy_ticks import stream_db
 from onetape.demo.writers import Orders, Writers
 from onetape.embedded import EmbeddedServer
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 
 Client = redis.Redis
 

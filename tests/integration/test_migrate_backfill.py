@@ -24,8 +24,8 @@ from onetape.errors import (
     PreflightRefused,
 )
 from onetape.migrate import Endpoint, Migration, Plan
-from onetape.migrate import merge as merging
-from onetape.migrate.ledger import Ledger
+from onetape.migrate.landing import merge as merging
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.progress import Progress
 
 Clients = dict[int, redis.Redis]

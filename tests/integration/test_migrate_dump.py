@@ -7,8 +7,8 @@ import random
 import pytest
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.keys.dump import digest
+from onetape.migrate.wire.endpoint import Endpoint
 
 SHUFFLED = random.Random(7).sample(range(5000), 5000)
 

@@ -10,9 +10,9 @@ import redis
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import ConfigInvalid, EndpointError
-from onetape.migrate.endpoint import Endpoint, ReplyError, is_read, pack
-from onetape.migrate.listing import MIXED_PAGES, Listing, _Repeats, mixed
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.survey.listing import MIXED_PAGES, Listing, _Repeats, mixed
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError, is_read, pack
 
 
 def test_every_key_is_listed_once_while_the_table_grows_and_shrinks(server: EmbeddedServer) -> None:

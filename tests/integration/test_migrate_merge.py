@@ -14,10 +14,10 @@ import pytest
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import EndpointError
-from onetape.migrate import merge as merging
-from onetape.migrate.endpoint import Argument, Endpoint, ReplyError
-from onetape.migrate.merge import MergeEntry, merge, missing
-from onetape.migrate.stream_state import stream_state
+from onetape.migrate.keys.stream_state import stream_state
+from onetape.migrate.landing import merge as merging
+from onetape.migrate.landing.merge import MergeEntry, merge, missing
+from onetape.migrate.wire.endpoint import Argument, Endpoint, ReplyError
 
 STREAM = b"ticks:historical:NSE:INFY"
 
@@ -153,8 +153,8 @@ def test_a_writer_that_never_rests_is_told_and_nothing_is_left(
 
 _VICTIM = """
 import sys
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.merge import MergeEntry, merge
+from onetape.migrate.wire.endpoint import Endpoint
+from onetape.migrate.landing.merge import MergeEntry, merge
 endpoint = Endpoint.connect(sys.argv[1], db=1)
 print("go", flush=True)
 late = [MergeEntry(ms * 1_000_000, b"k%d" % ms, b"%016d" % ms, [b"p", b"1"]) for ms in range(1000, 5000, 2)]

@@ -11,9 +11,9 @@ import pytest
 
 from onetape.embedded import EmbeddedServer, server_binaries
 from onetape.errors import EndpointError
-from onetape.migrate import content
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.stream_state import stream_state
+from onetape.migrate.keys import content
+from onetape.migrate.keys.stream_state import stream_state
+from onetape.migrate.wire.endpoint import Endpoint
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import onetape
 from onetape.embedded import EmbeddedServer
 from onetape.errors import LedgerUnusable, PreflightRefused
 from onetape.migrate import Migration
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 
 PAIRS = [
     ("redis6", "redis6"),

@@ -11,11 +11,12 @@ from tests.other_servers import binary
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import EndpointError
-from onetape.migrate import Migration, content
-from onetape.migrate.endpoint import pack
-from onetape.migrate.plan import Plan
+from onetape.migrate import Migration
+from onetape.migrate.keys import content
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.remote import OTHER_SERVER, Bridge, connect_both
 from onetape.migrate.remote.cluster import key_of, slot_of
+from onetape.migrate.wire.endpoint import pack
 
 PLAN = Plan.parse(
     'name = "proof"\ntarget_db = 1\ntimezone = "UTC"\n'

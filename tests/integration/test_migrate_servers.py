@@ -13,10 +13,10 @@ from tests.other_servers import ask, binary, wait_for
 from onetape.embedded import EmbeddedServer, free_port
 from onetape.errors import ConfigInvalid, EndpointError, PreflightRefused
 from onetape.migrate import Migration
-from onetape.migrate.address import Address
-from onetape.migrate.endpoint import Endpoint, connect_again
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.remote import connect_target
+from onetape.migrate.wire.address import Address
+from onetape.migrate.wire.endpoint import Endpoint, connect_again
 
 PLAN = Plan.parse("""
 name = "ways"

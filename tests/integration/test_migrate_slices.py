@@ -11,10 +11,10 @@ import redis
 
 from onetape.embedded import EmbeddedServer
 from onetape.migrate import Endpoint, Migration, Plan
-from onetape.migrate.content import read_together
-from onetape.migrate.ledger import Ledger, Outcome
-from onetape.migrate.slice_decide import Big
-from onetape.migrate.slices import TEMPORARY, Slicer
+from onetape.migrate.copying.slice_decide import Big
+from onetape.migrate.copying.slices import TEMPORARY, Slicer
+from onetape.migrate.keys.content import read_together
+from onetape.migrate.ledger.ledger import Ledger, Outcome
 
 _OUTCOMES = tuple(Outcome)
 ELEMENTS = 60_000

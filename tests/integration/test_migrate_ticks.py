@@ -16,12 +16,12 @@ import pytest
 import onetape.tape
 from onetape.embedded import EmbeddedServer
 from onetape.errors import EndpointError
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.landing import LandResult
-from onetape.migrate.ledger import Outcome
-from onetape.migrate.merge import TEMPORARY
-from onetape.migrate.plan import Plan, Rule
-from onetape.migrate.ticks import Lander, cursor_name
+from onetape.migrate.landing.landing import LandResult
+from onetape.migrate.landing.merge import TEMPORARY
+from onetape.migrate.landing.ticks import Lander, cursor_name
+from onetape.migrate.ledger.ledger import Outcome
+from onetape.migrate.plans.plan import Plan, Rule
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.tape import Tape
 
 PLAN = Plan.load()
@@ -346,9 +346,9 @@ def test_a_lost_connection_is_raised_for_the_caller_to_resume(endpoint: Endpoint
 _VICTIM = """
 import sys
 import onetape.tape
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.plan import Plan
-from onetape.migrate.ticks import Lander
+from onetape.migrate.wire.endpoint import Endpoint
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.landing.ticks import Lander
 plan, endpoint = Plan.load(), Endpoint.connect(sys.argv[1])
 tape = onetape.tape.open(sys.argv[2])
 lander = Lander(endpoint, 1, tape, plan.timezone)

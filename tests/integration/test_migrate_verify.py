@@ -12,17 +12,17 @@ import pytest
 
 import onetape.tape
 from onetape.embedded import EmbeddedServer
-from onetape.migrate import content
-from onetape.migrate import pairs as pairs_module
-from onetape.migrate.compare import Comparer
-from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.ledger import Ledger, Outcome, key_hash
-from onetape.migrate.origin import Origins
-from onetape.migrate.plan import Plan, Rule
-from onetape.migrate.ticks import Lander
-from onetape.migrate.verdict import Verification
-from onetape.migrate.verify import verify
+from onetape.migrate.copying.compare import Comparer
+from onetape.migrate.keys import content
+from onetape.migrate.keys.dump import digest
+from onetape.migrate.landing.ticks import Lander
+from onetape.migrate.ledger.ledger import Ledger, Outcome, key_hash
+from onetape.migrate.plans.origin import Origins
+from onetape.migrate.plans.plan import Plan, Rule
+from onetape.migrate.verifying import pairs as pairs_module
+from onetape.migrate.verifying.verdict import Verification
+from onetape.migrate.verifying.verify import verify
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.tape import Tape
 
 PLAN = Plan.load()

@@ -13,11 +13,13 @@ from tests import mirroring as m
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import ConfigInvalid
-from onetape.migrate import Migration, metrics, published
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.helm import Helm
-from onetape.migrate.state import Names
-from onetape.migrate.view import Viewer
+from onetape.migrate import Migration
+from onetape.migrate.phases import published
+from onetape.migrate.phases.helm import Helm
+from onetape.migrate.phases.state import Names
+from onetape.migrate.watching import metrics
+from onetape.migrate.watching.view import Viewer
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.progress import Progress
 
 NAMES = Names.of(m.PLAN)

@@ -11,12 +11,12 @@ from tests import mirroring as m
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import LedgerBusy, OperatorBusy, PhaseRefused, SourceVanished
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.ledger import Ledger, Outcome
+from onetape.migrate.ledger.ledger import Ledger, Outcome
 from onetape.migrate.migration import Migration
 from onetape.migrate.mirror import Mirror, Options
-from onetape.migrate.phase import Phase
-from onetape.migrate.state import load
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import load
+from onetape.migrate.wire.endpoint import Endpoint
 
 DIVERGED = b"onetape:migration:mirrored:diverged"
 
@@ -327,7 +327,7 @@ def test_a_mirror_needs_a_live_migration(server: EmbeddedServer, tmp_path: Path)
 
 
 def test_a_paused_migration_is_not_mirrored_until_it_is_resumed(server: EmbeddedServer, tmp_path: Path) -> None:
-    from onetape.migrate.state import change
+    from onetape.migrate.phases.state import change
 
     m.begin(server.url)
     with m.mirroring(server.url, tmp_path) as running, Endpoint.connect(server.url) as endpoint:

@@ -13,11 +13,11 @@ from tests.other_servers import binary, cluster_of
 from onetape.embedded import EmbeddedServer, in_wheel
 from onetape.errors import PlanCollision, PlanInvalid, PreflightRefused
 from onetape.migrate import Migration
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.lane import Reading
-from onetape.migrate.plan import Plan
+from onetape.migrate.copying.lane import Reading
+from onetape.migrate.keys.payload import crc64, sealed, version_of
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.remote.lane import RemoteLane
-from onetape.migrate.remote.payload import crc64, sealed, version_of
+from onetape.migrate.wire.endpoint import Endpoint
 
 _HEAD = 'name = "input"\ntarget_db = 1\ntimezone = "UTC"\n'
 _ALL = _HEAD + '[[rule]]\nstep = "all"\nsource_db = 0\npattern = "old:{name}"\ntarget = "new:{name}"\n'

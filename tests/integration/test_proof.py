@@ -17,10 +17,10 @@ import onetape
 from onetape.embedded import EmbeddedServer
 from onetape.errors import ConfigInvalid, MigrationError, ProofAltered
 from onetape.migrate import Migration, Plan
-from onetape.migrate.conserve import conserve
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.page import render
-from onetape.migrate.proof import Proof, check_proof, make_proof
+from onetape.migrate.proving.conserve import conserve
+from onetape.migrate.proving.page import render
+from onetape.migrate.proving.proof import Proof, check_proof, make_proof
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.tape import Tape
 
 PLAN = Plan.load()

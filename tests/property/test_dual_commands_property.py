@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.migrate.dual.rig import rigged
 
 from onetape.embedded import EmbeddedServer, server_binaries
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
 
 KEYS = st.sampled_from(["a:1", "a:2", "a:3", "free"])
 OURS = st.sampled_from(["a:1", "a:2", "a:3"])

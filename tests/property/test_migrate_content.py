@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onetape.embedded import EmbeddedServer, server_binaries
-from onetape.migrate import content
-from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.keys import content
+from onetape.migrate.wire.endpoint import Endpoint
 
 blobs = st.binary(max_size=12)
 scores = st.floats(allow_nan=False)

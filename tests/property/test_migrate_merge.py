@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onetape.embedded import EmbeddedServer, server_binaries
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.merge import IDENTITY_FIELD, MergeEntry, merge, missing, parse_id
-from onetape.migrate.stream_state import stream_state
+from onetape.migrate.keys.stream_state import stream_state
+from onetape.migrate.landing.merge import IDENTITY_FIELD, MergeEntry, merge, missing, parse_id
+from onetape.migrate.wire.endpoint import Endpoint
 
 STREAM = b"ticks:historical:X"
 

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onetape.migrate.tick_fields import TickDecoder
-from onetape.migrate.tick_names import EVENT_TIMES, NUMBERS, PAYLOADS, SYMBOLS
-from onetape.migrate.tick_times import TimeReader
+from onetape.migrate.fields.tick_fields import TickDecoder
+from onetape.migrate.fields.tick_names import EVENT_TIMES, NUMBERS, PAYLOADS, SYMBOLS
+from onetape.migrate.fields.tick_times import TimeReader
 from onetape.record import TS_MAX_NS, Tick
 
 known = [*EVENT_TIMES, *PAYLOADS, *SYMBOLS, "ohlc", "depth", "bids", "side", "trades", "flags"]

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from onetape.config import Settings
     from onetape.migrate.migration import Migration
-    from onetape.migrate.plan import Plan
+    from onetape.migrate.plans.plan import Plan
     from onetape.migrate.report import Report
     from onetape.progress import Progress
 
@@ -109,7 +109,7 @@ class SafeRedisConsolidator:
         """Carry out the step of the historical ticks alone, with all of its keys in one database."""
         from msgspec.structs import replace
 
-        from onetape.migrate.plan import Rule
+        from onetape.migrate.plans.plan import Rule
 
         _check(limit)
         plan = self._plan().only(["ticks"]).with_source("ticks", source_db)
@@ -137,7 +137,7 @@ class SafeRedisConsolidator:
         skipped: keys whose target holds the same already, newer targets kept, and keys that expired meanwhile.
         verbose: also print that.
         """
-        from onetape.migrate.plan import Plan
+        from onetape.migrate.plans.plan import Plan
 
         plan = Plan.of_glob(pattern, _database(source_db_name), target_db=target_db, transform=_of_bytes(key_transform))
         with self._migration(plan, part=f"copy-{plan.hash[:12]}") as migration:
@@ -210,7 +210,7 @@ class SafeRedisConsolidator:
         close_redis_clients()
 
     def _plan(self) -> Plan:
-        from onetape.migrate.plan import Plan
+        from onetape.migrate.plans.plan import Plan
 
         plan = Plan.load()
         return plan if self._settings.target_db is None else plan.with_target(self._settings.target_db)
@@ -370,7 +370,7 @@ def _options(given: argparse.Namespace) -> dict[str, Any]:
 
         options["settings"] = throttle_of(given.set)
     if given.phase == "cutover":
-        from onetape.migrate.gate import Limits
+        from onetape.migrate.steps.gate import Limits
 
         options["limits"] = Limits(volatile_ok=given.volatile_ok)
     return options

@@ -1,4 +1,4 @@
-"""Old address of onetape.migrate.latest_ticks.LatestTicks: a tick written to the old and the new structure at once."""
+"""Old address of onetape.migrate.landing.latest_ticks: a tick written to the old and the new structure at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onetape.migrate.latest_ticks import LatestTicks
+    from onetape.migrate.landing.latest_ticks import LatestTicks
 
 __all__ = ["TransitionalManager"]
 
@@ -20,7 +20,7 @@ class TransitionalManager:
 
     def __init__(self, redis_host: str | None = None, redis_port: int | None = None) -> None:
         from onetape.legacy import redis_url
-        from onetape.migrate.latest_ticks import LatestTicks
+        from onetape.migrate.landing.latest_ticks import LatestTicks
 
         self._ticks: LatestTicks = LatestTicks(redis_url(redis_host, redis_port))
 

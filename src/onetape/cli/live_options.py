@@ -9,8 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from onetape.config import Settings
-    from onetape.migrate.helm import Helm
-    from onetape.migrate.plan import Plan
+    from onetape.migrate.phases.helm import Helm
+    from onetape.migrate.plans.plan import Plan
 
 Redis = Annotated[
     str | None, typer.Option("--redis", metavar="URL", help="redis://[USER:PASSWORD@]HOST:PORT. [default: localhost]")
@@ -31,7 +31,7 @@ def chosen(
 ) -> tuple[Settings, Plan, Path]:
     """Return the settings, the plan and the ledger's path that the options and the configuration name."""
     from onetape import config
-    from onetape.migrate.plan import Plan
+    from onetape.migrate.plans.plan import Plan
     from onetape.store.layout import ledger_path
 
     settings = config.load(redis_url=redis, plan=plan_file, target_db=target_db, ledger=ledger, tape=tape)
@@ -45,7 +45,7 @@ def helm(
     redis: str | None, plan_file: str | None, target_db: int | None, ledger: Path | None, tape: Path | None
 ) -> Helm:
     """Return the migration as its operators see it."""
-    from onetape.migrate.helm import Helm
+    from onetape.migrate.phases.helm import Helm
 
     settings, plan, path = chosen(redis, plan_file, target_db, ledger, tape)
     return Helm(settings.redis_url, plan, path)

@@ -61,9 +61,9 @@ def mirror(
     It listens to the server's notifications, and sweeps all keys now and then. After the cutover it follows the new
     names back to the old ones. It never overwrites what somebody else wrote on the other side; that is kept and listed.
     """
-    from onetape.migrate.helm import Helm
     from onetape.migrate.mirror import Mirror, Options
-    from onetape.migrate.view import Viewer
+    from onetape.migrate.phases.helm import Helm
+    from onetape.migrate.watching.view import Viewer
 
     settings, plan, ledger_path = chosen(redis, plan_file, target_db, ledger, tape)
     options = Options(

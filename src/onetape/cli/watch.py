@@ -15,8 +15,8 @@ from onetape.cli.live_options import Ledger, MetricsPort, PlanFile, Redis, Targe
 from onetape.cli.options import TapePath
 
 if TYPE_CHECKING:
-    from onetape.migrate.helm import Helm
-    from onetape.migrate.view import View, Viewer
+    from onetape.migrate.phases.helm import Helm
+    from onetape.migrate.watching.view import View, Viewer
 
 #: Frames a second at most: more tells nobody anything.
 _EVERY_S_MIN = 0.2
@@ -50,7 +50,7 @@ def metrics(
     tape: TapePath = None,
 ) -> None:
     """Print a live migration's metrics once, as Prometheus reads them. Only reads."""
-    from onetape.migrate.metrics import text
+    from onetape.migrate.watching.metrics import text
 
     with _looking(helm(redis, plan_file, target_db, ledger, tape), None) as viewer:
         typer.echo(text(viewer.view()), nl=False)
@@ -58,7 +58,7 @@ def metrics(
 
 @contextmanager
 def _looking(place: Helm, port: int | None) -> Iterator[Viewer]:
-    from onetape.migrate.view import Viewer
+    from onetape.migrate.watching.view import Viewer
 
     with ExitStack() as stack:
         viewer = stack.enter_context(Viewer(place))
@@ -69,7 +69,7 @@ def _looking(place: Helm, port: int | None) -> Iterator[Viewer]:
 
 def serve(stack: ExitStack, viewer: Viewer, port: int) -> None:
     """Serve metrics until the stack is left, and say where."""
-    from onetape.migrate.metrics import Served
+    from onetape.migrate.watching.metrics import Served
 
     served = stack.enter_context(Served(viewer.view, port))
     output.note(f"metrics: http://127.0.0.1:{served.port}/metrics")

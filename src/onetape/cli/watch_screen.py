@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from onetape.migrate.view import View
+    from onetape.migrate.watching.view import View
 
 _NAMED = 5
 _BAR = 30

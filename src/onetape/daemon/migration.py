@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 from onetape.config import Settings
-from onetape.migrate.helm import Helm
-from onetape.migrate.plan import Plan
-from onetape.migrate.view import Viewer
+from onetape.migrate.phases.helm import Helm
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.watching.view import Viewer
 from onetape.store import layout
 
 _EVERY_S = 1.0

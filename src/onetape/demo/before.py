@@ -9,7 +9,7 @@ import msgspec
 
 from onetape.demo.legacy import SOURCE_DBS, TARGET_DB
 from onetape.errors import MigrationError
-from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.tape import Tape
 
 _KEYS_A_DATABASE = 200

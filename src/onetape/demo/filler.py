@@ -7,7 +7,7 @@ from collections import Counter
 import hiredis
 
 from onetape.errors import EndpointError
-from onetape.migrate.endpoint import Argument, Endpoint, ReplyError
+from onetape.migrate.wire.endpoint import Argument, Endpoint, ReplyError
 
 _BATCH_BYTES = 512 * 1024
 

@@ -10,7 +10,7 @@ from onetape.demo import families
 from onetape.demo.filler import Filler
 from onetape.demo.legacy_ticks import fill_ticks
 from onetape.demo.market import Instrument
-from onetape.migrate.endpoint import Endpoint, parse_info
+from onetape.migrate.wire.endpoint import Endpoint, parse_info
 
 SOURCE_DBS = (0, 2, 5)
 TARGET_DB = 1

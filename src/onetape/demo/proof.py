@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from onetape.demo.market import Instrument
 from onetape.demo.writers import Tally
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.record import Tick
 from onetape.tape import Tape
 

@@ -26,11 +26,11 @@ from onetape.demo.telling import Telling, outcomes
 from onetape.demo.writers import Orders, Tally, Writers
 from onetape.embedded import EmbeddedServer
 from onetape.errors import ConfigInvalid, MigrationError
-from onetape.migrate.endpoint import Endpoint
 from onetape.migrate.migration import Migration
-from onetape.migrate.plan import Plan, Rule
+from onetape.migrate.plans.plan import Plan, Rule
 from onetape.migrate.report import Report, key_text
-from onetape.migrate.verdict import CONVERGED
+from onetape.migrate.verifying.verdict import CONVERGED
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.progress import ProgressMeter
 from onetape.tape import Tape
 

@@ -12,7 +12,7 @@ from onetape.demo.proof import Proof
 from onetape.demo.writers import Tally
 from onetape.migrate.migration import PlanCheck
 from onetape.migrate.report import Report, UnmatchedKeys, key_text
-from onetape.migrate.verdict import Verification
+from onetape.migrate.verifying.verdict import Verification
 
 
 def of_market(instruments: Sequence[Instrument], seed: int, samples: Path | None) -> str:

@@ -23,7 +23,7 @@ import onetape
 from onetape.demo.legacy_ticks import feed_of, fields
 from onetape.demo.simulator import Walk
 from onetape.errors import MigrationError
-from onetape.migrate.endpoint import Argument, Endpoint
+from onetape.migrate.wire.endpoint import Argument, Endpoint
 
 #: A beat every 25 ms with eight to ten writes: 320 to 400 writes a second.
 BEAT_S = 0.025

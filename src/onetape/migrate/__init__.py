@@ -1,17 +1,17 @@
 """The migrator: data scattered over Redis databases onto one database and one tape, while writers go on."""
 
-from onetape.migrate.conservation import Conservation
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.gate import Limits
-from onetape.migrate.history import Transition
-from onetape.migrate.ledger import Entry, Ledger, Outcome, Run
+from onetape.migrate.ledger.ledger import Entry, Ledger, Outcome, Run
 from onetape.migrate.migration import Migration, PlanCheck, Reason, Status
-from onetape.migrate.move import Move
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Case, Plan, Rule
-from onetape.migrate.proof import Proof, check_proof, make_proof
+from onetape.migrate.phases.history import Transition
+from onetape.migrate.phases.move import Move
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.plans.plan import Case, Plan, Rule
+from onetape.migrate.proving.conservation import Conservation
+from onetape.migrate.proving.proof import Proof, check_proof, make_proof
 from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, EXIT_REFUSED, EXIT_SKIPS, Report
-from onetape.migrate.verdict import Verification
+from onetape.migrate.steps.gate import Limits
+from onetape.migrate.verifying.verdict import Verification
+from onetape.migrate.wire.endpoint import Endpoint
 
 __all__ = [
     "EXIT_FAILURES",

@@ -19,25 +19,26 @@ import apsw
 import msgspec
 
 from onetape.errors import EndpointError, MemoryShort, PlanCollision, PlanInvalid
-from onetape.migrate import bulk, content, decide, slice_decide
-from onetape.migrate.bulk import BulkCopier
-from onetape.migrate.copy import GROUP_KEYS, Copier
-from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Endpoint, ReplyError, parse_info
-from onetape.migrate.hash_ticks import stream_of
-from onetape.migrate.landing import LandResult, TickLander
-from onetape.migrate.lane import Batch, Lane
-from onetape.migrate.ledger import CODES, NO_TICKS, NOT_LANDED, Entry, Known, Ledger, Outcome, Row, key_hash
-from onetape.migrate.listing import Listing, Page, Unmatched, memory_usage
-from onetape.migrate.pacing import Pacing
-from onetape.migrate.pattern import glob_pattern
-from onetape.migrate.plan import Plan, Rule
+from onetape.migrate.copying import bulk, decide, slice_decide
+from onetape.migrate.copying.bulk import BulkCopier
+from onetape.migrate.copying.copy import GROUP_KEYS, Copier
+from onetape.migrate.copying.lane import Batch, Lane
+from onetape.migrate.copying.slice_decide import SLICE_BYTES, Big
+from onetape.migrate.copying.slices import PAUSE_MS_MAX, Slicer
+from onetape.migrate.keys import content
+from onetape.migrate.keys.dump import digest
+from onetape.migrate.landing.hash_ticks import stream_of
+from onetape.migrate.landing.landing import LandResult, TickLander
+from onetape.migrate.ledger.ledger import CODES, NO_TICKS, NOT_LANDED, Entry, Known, Ledger, Outcome, Row, key_hash
+from onetape.migrate.plans.pattern import glob_pattern
+from onetape.migrate.plans.plan import Plan, Rule
 from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
 from onetape.migrate.remote.copy import RemoteCopier, would
 from onetape.migrate.report import ERRORS_LISTED, KeyFailure
-from onetape.migrate.sizes import Sizes
-from onetape.migrate.slice_decide import SLICE_BYTES, Big
-from onetape.migrate.slices import PAUSE_MS_MAX, Slicer
+from onetape.migrate.survey.listing import Listing, Page, Unmatched, memory_usage
+from onetape.migrate.survey.sizes import Sizes
+from onetape.migrate.throttling.pacing import Pacing
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError, parse_info
 from onetape.progress import Progress, ProgressMeter
 
 #: Keys over it are read alone, so that memory holds one of them and not two hundred.

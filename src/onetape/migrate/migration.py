@@ -15,9 +15,6 @@ import msgspec
 
 from onetape import clock
 from onetape.errors import ConfigInvalid, EndpointError, LedgerBusy, PreflightRefused
-from onetape.migrate import course, gate, preflight
-from onetape.migrate import phase as phases
-from onetape.migrate import state as states
 from onetape.migrate.backfill import (
     VALUE_BYTES_MAX,
     Backfill,
@@ -27,33 +24,37 @@ from onetape.migrate.backfill import (
     check_collisions,
     fault_point,
 )
-from onetape.migrate.cutover import cutover
-from onetape.migrate.endpoint import Endpoint, connect_again
-from onetape.migrate.finish import finish
-from onetape.migrate.gate import Limits
-from onetape.migrate.helm import Helm
-from onetape.migrate.history import History
-from onetape.migrate.ledger import Ledger
-from onetape.migrate.listing import Listing, Unmatched
-from onetape.migrate.move import Move
-from onetape.migrate.pace import Pace
-from onetape.migrate.pacing import Pacing
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
-from onetape.migrate.published import Publisher
+from onetape.migrate.landing.ticks import Lander
+from onetape.migrate.ledger.ledger import Ledger
+from onetape.migrate.phases import phase as phases
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.helm import Helm
+from onetape.migrate.phases.history import History
+from onetape.migrate.phases.move import Move
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.published import Publisher
+from onetape.migrate.phases.state import Lease, State
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.remote import Bridge, away, connect_both
 from onetape.migrate.remote.fitness import check_both
-from onetape.migrate.repair import repair
 from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, Report, UnmatchedKeys
 from onetape.migrate.report import save as save_report
-from onetape.migrate.reverse import rollback
-from onetape.migrate.state import Lease, State
-from onetape.migrate.status import PlanCheck, Reason, Status, status_of
-from onetape.migrate.throttle import Settings
-from onetape.migrate.ticks import Lander
-from onetape.migrate.undo import undo
-from onetape.migrate.verdict import Verification
-from onetape.migrate.verify import verify
+from onetape.migrate.steps import course, gate
+from onetape.migrate.steps.cutover import cutover
+from onetape.migrate.steps.finish import finish
+from onetape.migrate.steps.gate import Limits
+from onetape.migrate.steps.repair import repair
+from onetape.migrate.steps.reverse import rollback
+from onetape.migrate.steps.undo import undo
+from onetape.migrate.survey import preflight
+from onetape.migrate.survey.listing import Listing, Unmatched
+from onetape.migrate.throttling.pace import Pace
+from onetape.migrate.throttling.pacing import Pacing
+from onetape.migrate.throttling.throttle import Settings
+from onetape.migrate.verifying.verdict import Verification
+from onetape.migrate.verifying.verify import verify
+from onetape.migrate.watching.status import PlanCheck, Reason, Status, status_of
+from onetape.migrate.wire.endpoint import Endpoint, connect_again
 from onetape.progress import Progress, ProgressMeter
 from onetape.tape import Tape
 
@@ -263,8 +264,8 @@ class Migration:
     ) -> Verification:
         """Compare all keys, both ways, on a connection that cannot write; record the verdict in the ledger.
 
-        See onetape.migrate.verify.verify for the arguments. A JSON report is written as for a backfill. While a
-        backfill is at work with the ledger, the verdict cannot be recorded: then `note` says so.
+        See onetape.migrate.verifying.verify for the arguments. A JSON report is written as for a backfill. While one is
+        at work with the ledger, the verdict cannot be recorded: then `note` says so.
         Raises ConfigInvalid, EndpointError, and LedgerUnusable where the ledger is of another plan or server.
         """
         if sample is not None and sample < 1:

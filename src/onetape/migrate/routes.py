@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from onetape.errors import ConfigInvalid
-from onetape.migrate.hash_ticks import stream_of
-from onetape.migrate.origin import Origins
-from onetape.migrate.plan import Plan, Rule
+from onetape.migrate.landing.hash_ticks import stream_of
+from onetape.migrate.plans.origin import Origins
+from onetape.migrate.plans.plan import Plan, Rule
 
 #: Keys whose routes are remembered.
 _REMEMBERED = 100_000

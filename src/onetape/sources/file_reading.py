@@ -16,8 +16,8 @@ import msgspec
 from onetape import importing
 from onetape.errors import ConfigInvalid, ImportInvalid
 from onetape.importing import formats
-from onetape.migrate.hash_ticks import columns_for_tape
-from onetape.migrate.tick_fields import TickDecoder
+from onetape.migrate.fields.tick_fields import TickDecoder
+from onetape.migrate.landing.hash_ticks import columns_for_tape
 from onetape.record import Bar, Tick
 
 log = logging.getLogger("onetape.sources")

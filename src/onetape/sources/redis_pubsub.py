@@ -19,8 +19,8 @@ import redis
 
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, SourceRefused
-from onetape.migrate.hash_ticks import columns_for_tape
-from onetape.migrate.tick_fields import TickDecoder
+from onetape.migrate.fields.tick_fields import TickDecoder
+from onetape.migrate.landing.hash_ticks import columns_for_tape
 from onetape.record import Tick
 from onetape.sources.file_reading import log
 from onetape.sources.source import Delivery, Reconnecting

@@ -21,11 +21,11 @@ import msgspec
 
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, EndpointError
-from onetape.migrate.endpoint import Endpoint, ReplyError, is_lost
-from onetape.migrate.hash_ticks import columns_for_tape
-from onetape.migrate.merge import merged_identity
-from onetape.migrate.tick_fields import TickDecoder
-from onetape.migrate.ticks import cursor_name
+from onetape.migrate.fields.tick_fields import TickDecoder
+from onetape.migrate.landing.hash_ticks import columns_for_tape
+from onetape.migrate.landing.merge import merged_identity
+from onetape.migrate.landing.ticks import cursor_name
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError, is_lost
 from onetape.sources.file_reading import log
 from onetape.sources.placed import Placed
 from onetape.sources.source import Delivery, Reconnecting

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from onetape.clock import now_ns
-from onetape.migrate.merge import parse_id
+from onetape.migrate.landing.merge import parse_id
 
 _ID_MS_MIN = 10**11  # an entry id below it (1973) was made up and tells no time
 

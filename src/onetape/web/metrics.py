@@ -150,7 +150,7 @@ def _rest(system: System) -> Iterator[Metric]:
     found = system.migration()
     if found is None:
         return
-    from onetape.migrate.metrics import families
-    from onetape.migrate.view import View
+    from onetape.migrate.watching.metrics import families
+    from onetape.migrate.watching.view import View
 
     yield from families(msgspec.convert(found, View))

@@ -8,14 +8,14 @@ from typing import Any
 import redis
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate import state as states
-from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.gate import Limits
+from onetape.migrate.keys.dump import digest
 from onetape.migrate.migration import Migration
-from onetape.migrate.phase import ORDER, Phase
-from onetape.migrate.plan import Plan
-from onetape.migrate.state import State
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.phase import ORDER, Phase
+from onetape.migrate.phases.state import State
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.steps.gate import Limits
+from onetape.migrate.wire.endpoint import Endpoint
 
 PLAN = Plan.parse(
     """

@@ -11,8 +11,8 @@ import redis
 from onetape import tape as tapes
 from onetape.embedded import EmbeddedServer
 from onetape.migrate.dual import DualRedis
-from onetape.migrate.gate import Limits
 from onetape.migrate.migration import Migration
+from onetape.migrate.steps.gate import Limits
 from onetape.tape import Tape
 
 LIMITS = Limits(quiet_for_s=0, volatile_ok=True)

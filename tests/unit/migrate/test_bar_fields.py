@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onetape.migrate.bar_fields import BarDecoder, bar_identity, interval_of
+from onetape.migrate.fields.bar_fields import BarDecoder, bar_identity, interval_of
 from onetape.record import Bar, interval_ns
 
 DAY_NS = 86_400 * 10**9

@@ -10,13 +10,13 @@ import redis
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import ConfigInvalid, PhaseRefused, StateLost, StateMoved
-from onetape.migrate import state as states
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.history import History
 from onetape.migrate.migration import Migration
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
-from onetape.migrate.state import Names, State
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.history import History
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names, State
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.wire.endpoint import Endpoint
 
 PLAN = Plan.load()
 

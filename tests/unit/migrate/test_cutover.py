@@ -14,9 +14,9 @@ from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 from onetape.embedded import EmbeddedServer
 from onetape.errors import GateRefused, PhaseRefused
 from onetape.migrate.dual import DualRedis
-from onetape.migrate.gate import Limits
-from onetape.migrate.phase import Phase
-from onetape.migrate.state import Names
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names
+from onetape.migrate.steps.gate import Limits
 
 NAMES = Names.of(PLAN)
 
@@ -92,7 +92,7 @@ def test_a_verify_that_is_old_or_proved_nothing_is_a_reason(live: LiveSystem) ->
 def test_clients_must_know_the_present_version_and_be_heard_of(
     live: LiveSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onetape.migrate.gate._ACKNOWLEDGE_S", 0.1)
+    monkeypatch.setattr("onetape.migrate.steps.gate._ACKNOWLEDGE_S", 0.1)
     state = live.state
     assert state is not None
     seconds, micros = live.new.time()

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onetape.clock import to_ns
-from onetape.migrate import exact
-from onetape.migrate.day_sums import COLUMNS, DaySums, Sums
-from onetape.migrate.plain_reading import PlainReading
+from onetape.migrate.proving import exact
+from onetape.migrate.proving.day_sums import COLUMNS, DaySums, Sums
+from onetape.migrate.proving.plain_reading import PlainReading
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 T = 1_700_000_000_000_000_000

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from onetape.migrate.origin import Origins
-from onetape.migrate.plan import Plan, Rule
+from onetape.migrate.plans.origin import Origins
+from onetape.migrate.plans.plan import Plan, Rule
 
 _KEYS = [
     begin + middle + end

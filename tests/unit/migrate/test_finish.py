@@ -11,8 +11,8 @@ from tests.unit.migrate.test_rollback import Killed, Points
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import GateRefused, PhaseRefused
-from onetape.migrate.history import History
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.history import History
+from onetape.migrate.phases.phase import Phase
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onetape.migrate.ledger import CODES, Ledger, Outcome, key_hash
-from onetape.migrate.plan import Plan
+from onetape.migrate.ledger.ledger import CODES, Ledger, Outcome, key_hash
+from onetape.migrate.plans.plan import Plan
 
 PLAN = Plan.load()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onetape.errors import PlanInvalid
 from onetape.migrate import Plan
-from onetape.migrate.pattern import glob_pattern
+from onetape.migrate.plans.pattern import glob_pattern
 
 HEAD = 'name = "p"\ntarget_db = 1\n'
 RULE = '[[rule]]\nstep = "s"\nsource_db = 2\n'

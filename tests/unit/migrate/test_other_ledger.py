@@ -9,9 +9,9 @@ from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import LedgerUnusable
-from onetape.migrate.course import STRANGE
 from onetape.migrate.migration import Migration
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.steps.course import STRANGE
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onetape.migrate.page import charts
-from onetape.migrate.page.table import key, table
-from onetape.migrate.page.text import number, shown
+from onetape.migrate.proving.page import charts
+from onetape.migrate.proving.page.table import key, table
+from onetape.migrate.proving.page.text import number, shown
 
 
 def bars(svg: str, kind: str) -> list[tuple[float, str]]:

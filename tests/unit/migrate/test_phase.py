@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onetape.errors import PhaseRefused
-from onetape.migrate.phase import ORDER, STEPS, Phase, back, parse, step
+from onetape.migrate.phases.phase import ORDER, STEPS, Phase, back, parse, step
 
 
 def test_the_commands_lead_through_all_phases_in_order() -> None:

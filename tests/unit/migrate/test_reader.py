@@ -17,13 +17,13 @@ import redis
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import CommandUnmapped, ConfigInvalid, EndpointError, StateMoved
-from onetape.migrate import state as states
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.reader import Reader, ReaderRedis, view
 from onetape.migrate.reader import core as cores
-from onetape.migrate.state import Names
+from onetape.migrate.wire.endpoint import Endpoint
 
 PLAN = Plan.load()
 NAMES = Names.of(PLAN)

@@ -10,8 +10,8 @@ from tests.unit.migrate.test_rollback import Killed, Points
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import StateMoved
-from onetape.migrate.history import History
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.history import History
+from onetape.migrate.phases.phase import Phase
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def test_a_change_of_phase_ends_a_repair(live: LiveSystem, points: Points) -> No
     def turned() -> None:
         from tests.unit.migrate.live_system import PLAN
 
-        from onetape.migrate import state as states
-        from onetape.migrate.endpoint import Endpoint
+        from onetape.migrate.phases import state as states
+        from onetape.migrate.wire.endpoint import Endpoint
 
         with Endpoint.connect(live.server.url) as endpoint:
             states.change(endpoint, PLAN, live.state.version, phase=Phase.READS_SWITCHED)  # type: ignore[union-attr]
@@ -121,9 +121,9 @@ def test_a_kill_in_the_middle_is_gone_on_from(live: LiveSystem, points: Points, 
 
 
 def test_a_value_too_big_to_be_kept_is_left_until_it_may_go(live: LiveSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onetape.migrate.force.KEPT_BYTES_MAX", 1000)
-    monkeypatch.setattr("onetape.migrate.side.BIG_BYTES", 2000)
-    monkeypatch.setattr("onetape.migrate.force.BIG_BYTES", 2000)
+    monkeypatch.setattr("onetape.migrate.steps.force.KEPT_BYTES_MAX", 1000)
+    monkeypatch.setattr("onetape.migrate.verifying.side.BIG_BYTES", 2000)
+    monkeypatch.setattr("onetape.migrate.steps.force.BIG_BYTES", 2000)
     live.to(Phase.VERIFIED)
     live.new.set("ind:S1:rsi", b"x" * 5000)
     assert "too much to keep" in live.migration.repair(execute=True).warnings[0]

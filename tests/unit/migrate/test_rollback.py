@@ -9,11 +9,11 @@ from tests.unit.migrate.live_system import LIMITS, LiveSystem
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import GateRefused, PhaseRefused
-from onetape.migrate.force import Done
-from onetape.migrate.history import History
-from onetape.migrate.mend import NEVER_THERE, UNPLACED, Mended
-from onetape.migrate.phase import ORDER, Phase
-from onetape.migrate.reverse import refuse_loss
+from onetape.migrate.phases.history import History
+from onetape.migrate.phases.phase import ORDER, Phase
+from onetape.migrate.steps.force import Done
+from onetape.migrate.steps.mend import NEVER_THERE, UNPLACED, Mended
+from onetape.migrate.steps.reverse import refuse_loss
 
 
 class Killed(BaseException):
@@ -219,7 +219,7 @@ def test_an_old_value_too_big_to_be_kept_stops_the_way_back_before_the_new_one_i
     live.old.set("indicators:BIG:x", b"a" * 3_000_000)
     live.to(Phase.CUT_OVER)
     live.new.set("ind:BIG:x", b"b" * 3_000_000)
-    monkeypatch.setattr("onetape.migrate.force.KEPT_BYTES_MAX", 1000)
+    monkeypatch.setattr("onetape.migrate.steps.force.KEPT_BYTES_MAX", 1000)
     with pytest.raises(GateRefused, match="--discard lets it go"):
         live.migration.rollback(execute=True)
     assert live.phase is Phase.CUT_OVER

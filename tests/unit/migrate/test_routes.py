@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from onetape.errors import PlanInvalid
-from onetape.migrate.plan import Plan
+from onetape.migrate.phases.state import Names
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.routes import Routes
-from onetape.migrate.state import Names
 
 ROUTES = Routes(Plan.load())
 

@@ -8,10 +8,10 @@ import pytest
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import OperatorBusy, StateMoved
-from onetape.migrate import state as states
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.phases import state as states
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.wire.endpoint import Endpoint
 
 PLAN = Plan.load()
 

@@ -8,10 +8,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from onetape.errors import ConfigInvalid, MemoryShort
-from onetape.migrate.governor import FORECAST_KEYS_MIN, Governor
-from onetape.migrate.load import Load
-from onetape.migrate.market_hours import MarketHours
-from onetape.migrate.throttle import RATE_FIRST, RATE_MIN, Felt, Settings, Throttle, settings
+from onetape.migrate.throttling.governor import FORECAST_KEYS_MIN, Governor
+from onetape.migrate.throttling.load import Load
+from onetape.migrate.throttling.market_hours import MarketHours
+from onetape.migrate.throttling.throttle import RATE_FIRST, RATE_MIN, Felt, Settings, Throttle, settings
 
 MIB = 2**20
 

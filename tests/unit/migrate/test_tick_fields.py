@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from onetape.errors import ConfigInvalid
-from onetape.migrate.tick_fields import Decoded, TickDecoder
-from onetape.migrate.tick_names import COUNTS, EVENT_TIMES, NUMBERS, normal
-from onetape.migrate.tick_times import TimeReader
+from onetape.migrate.fields.tick_fields import Decoded, TickDecoder
+from onetape.migrate.fields.tick_names import COUNTS, EVENT_TIMES, NUMBERS, normal
+from onetape.migrate.fields.tick_times import TimeReader
 
 MS = 1_731_472_800_123
 NS = MS * 1_000_000

@@ -11,7 +11,7 @@ from tests.unit.migrate.test_rollback import Killed, Points
 from onetape.embedded import EmbeddedServer
 from onetape.errors import PhaseRefused
 from onetape.migrate.migration import Migration
-from onetape.migrate.phase import ORDER, Phase
+from onetape.migrate.phases.phase import ORDER, Phase
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_kill_on_the_way_is_gone_on_from(live: LiveSystem, points: Points, poi
 
 
 def test_a_plan_made_in_code_can_be_taken_back(live: LiveSystem, tmp_path: Path) -> None:
-    from onetape.migrate.plan import Plan
+    from onetape.migrate.plans.plan import Plan
 
     plan = Plan.of_glob("session:*", 2, transform=lambda key: b"s/" + key)
     migration = Migration(live.server.url, plan=plan, ledger_path=tmp_path / "glob")

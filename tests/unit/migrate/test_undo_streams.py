@@ -9,9 +9,9 @@ import redis
 
 import onetape
 from onetape.embedded import EmbeddedServer
-from onetape.migrate.gate import Limits
 from onetape.migrate.migration import Migration
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.steps.gate import Limits
 
 PLAN = Plan.load()
 _MS = 1_742_000_000_000

@@ -96,9 +96,9 @@ def test_entries_of_many_streams_and_of_new_ones_land_once_over_restarts(
 
 
 def test_where_a_migration_has_landed_a_stream_it_is_gone_on_from(server: EmbeddedServer, tape: onetape.Tape) -> None:
-    from onetape.migrate.endpoint import Endpoint
-    from onetape.migrate.plan import Plan
-    from onetape.migrate.ticks import Lander
+    from onetape.migrate.landing.ticks import Lander
+    from onetape.migrate.plans.plan import Plan
+    from onetape.migrate.wire.endpoint import Endpoint
 
     client = redis.Redis(port=server.port)
     add(client, "A", 1, 2, 3)

@@ -71,7 +71,7 @@ def backfill(
 
     In a live migration it ends the phase dual_writing, once all keys are over and none failed.
     """
-    from onetape.migrate.course import throttle_settings
+    from onetape.migrate.steps.course import throttle_settings
 
     limits = throttle_settings(throttle_of(throttle)) if throttle else None
     settings = settings_of(redis, plan_file, target_db, ledger, tape, report_dir)

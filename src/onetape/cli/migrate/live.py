@@ -28,7 +28,7 @@ from onetape.cli.options import TapePath
 from onetape.errors import ConfigInvalid
 
 if TYPE_CHECKING:
-    from onetape.migrate.move import Move
+    from onetape.migrate.phases.move import Move
 
 
 def start(
@@ -108,7 +108,7 @@ def cutover(
 
     Every reason against it is named. Old names go on being written behind the new ones, until finish.
     """
-    from onetape.migrate.gate import Limits
+    from onetape.migrate.steps.gate import Limits
 
     migration = migration_of(settings_of(redis, plan_file, target_db, ledger, tape))
     if postpone is not None:

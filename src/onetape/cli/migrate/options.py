@@ -82,7 +82,7 @@ def migration_of(
 ) -> Migration:
     """Return the migration that the settings name."""
     from onetape.migrate.migration import Migration
-    from onetape.migrate.plan import Plan
+    from onetape.migrate.plans.plan import Plan
     from onetape.store.layout import ledger_path
 
     chosen = Plan.load(settings.plan)

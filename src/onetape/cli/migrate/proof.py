@@ -45,7 +45,7 @@ def report(
 
     Old keys, new keys and tape are held against each other by symbol and day. Only reads.
     """
-    from onetape.migrate.proof import check_proof, make_proof
+    from onetape.migrate.proving.proof import check_proof, make_proof
     from onetape.migrate.remote.connect import connect_target
 
     if check is not None:

@@ -12,9 +12,9 @@ from onetape.cli import output
 
 if TYPE_CHECKING:
     from onetape.migrate.migration import PlanCheck, Status
-    from onetape.migrate.move import Move
+    from onetape.migrate.phases.move import Move
     from onetape.migrate.report import Report
-    from onetape.migrate.verdict import Verification
+    from onetape.migrate.verifying.verdict import Verification
 
 _LISTED = 10
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from onetape.demo.live.writer import Tally
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.routes import Routes
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.tape import Tape
 
 _LISTED = 10

@@ -11,7 +11,7 @@ import msgspec
 
 from onetape.demo.live.names import KEYS, symbol
 from onetape.demo.live.process import until_told
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.reader import Reader
 
 BEAT_S = 0.004

@@ -24,11 +24,11 @@ from onetape.demo.place import Place
 from onetape.demo.telling import Telling, outcomes
 from onetape.embedded import EmbeddedServer
 from onetape.errors import GateRefused, MigrationError
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.gate import Limits
 from onetape.migrate.migration import Migration
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.steps.gate import Limits
+from onetape.migrate.wire.endpoint import Endpoint
 from onetape.tape import Tape
 
 WRITERS, READERS = 3, 2

@@ -27,7 +27,7 @@ from onetape.migrate.dual.heartbeat import EVERY_S, Beat
 from onetape.migrate.dual.mapping import Mapped, Mapper, OnUnmapped, Part
 from onetape.migrate.dual.pipeline import answers, map_all, parts_of, watch
 from onetape.migrate.dual.status import DualStatus, status_of
-from onetape.migrate.plan import DOCUMENTED, Plan
+from onetape.migrate.plans.plan import DOCUMENTED, Plan
 from onetape.migrate.routes import Routes
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from onetape.migrate.dual.lane import Lane, Lanes
 from onetape.migrate.dual.mapping import Mapped, Mapper, OnUnmapped
 from onetape.migrate.dual.pipeline import DualPipeline
 from onetape.migrate.dual.status import DualStatus, status_of
-from onetape.migrate.plan import DOCUMENTED, Plan
+from onetape.migrate.plans.plan import DOCUMENTED, Plan
 from onetape.migrate.routes import Routes
 
 

@@ -38,11 +38,11 @@ from onetape.migrate.dual.weave import (
     trims_about,
     weave,
 )
-from onetape.migrate.endpoint import pack
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names, State, decode, operator, without
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.routes import Route, Routes
-from onetape.migrate.state import Names, State, decode, operator, without
+from onetape.migrate.wire.endpoint import pack
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from onetape.errors import OnetapeError
 from onetape.migrate.dual.exchange import Exchange, Send, Steps, Wire
-from onetape.migrate.endpoint import pack
+from onetape.migrate.wire.endpoint import pack
 
 if TYPE_CHECKING:
     from onetape.migrate.dual.client import Dual

@@ -15,7 +15,7 @@ from redis.connection import AbstractConnection, BlockingConnectionPool, Connect
 from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError, TimeoutError
 
 from onetape.migrate.dual.exchange import Send, Steps
-from onetape.migrate.state import State
+from onetape.migrate.phases.state import State
 
 #: Types of replies that need no second look: all but errors, messages that the server pushes, and that bytes miss.
 _USUAL = frozenset((bytes, str, int, list, type(None), float, dict, set, bool))

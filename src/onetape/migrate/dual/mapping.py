@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 from onetape.errors import CommandUnmapped
 from onetape.migrate.dual.commands import COMMANDS, Command, Way, find, word
-from onetape.migrate.plan import RedisType
+from onetape.migrate.plans.plan import RedisType
 from onetape.migrate.report import key_text
 from onetape.migrate.routes import Route, Routes
 

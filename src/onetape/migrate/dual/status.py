@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from onetape.migrate.dual.exchange import Exchange
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
 
 
 class DualStatus(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from onetape.errors import CommandUnmapped
 from onetape.migrate.dual.commands import word, xadd_id_at
 from onetape.migrate.dual.known import Known, Pair, pair
 from onetape.migrate.dual.mapping import Part, Side
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
 from onetape.migrate.report import key_text
 from onetape.migrate.routes import Route
 

@@ -6,12 +6,12 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from onetape.errors import EndpointError
-from onetape.migrate.content import LENGTH
-from onetape.migrate.endpoint import Argument, Endpoint, is_lost
+from onetape.migrate.copying.slice_decide import BLOCKS, SLICE_BYTES, SLICE_BYTES_OF_BLOCKS
+from onetape.migrate.copying.slice_write import Lost, write
+from onetape.migrate.copying.slices import TEMPORARY
+from onetape.migrate.keys.content import LENGTH
 from onetape.migrate.mirror.ways import Pair
-from onetape.migrate.slice_decide import BLOCKS, SLICE_BYTES, SLICE_BYTES_OF_BLOCKS
-from onetape.migrate.slice_write import Lost, write
-from onetape.migrate.slices import TEMPORARY
+from onetape.migrate.wire.endpoint import Argument, Endpoint, is_lost
 
 
 class Bigs:

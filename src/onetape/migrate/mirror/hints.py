@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from onetape.errors import EndpointError
-from onetape.migrate.endpoint import Endpoint, ReplyError, pack
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError, pack
 
 #: Events after which a key is no more. A key that is gone without one went by FLUSHDB, SWAPDB or a restart.
 _GONE = frozenset({b"del", b"expired", b"evicted", b"rename_from", b"move_from"})

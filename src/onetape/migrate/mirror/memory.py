@@ -21,7 +21,7 @@ import apsw
 import msgspec
 
 from onetape.errors import LedgerBusy, LedgerUnusable
-from onetape.migrate.ledger import CODES, OPEN, Ledger, Outcome, Row, key_hash
+from onetape.migrate.ledger.ledger import CODES, OPEN, Ledger, Outcome, Row, key_hash
 
 #: "OTMM": tells a mirror's memory from any other SQLite file.
 APPLICATION_ID = 0x4F544D4D

@@ -18,9 +18,10 @@ import msgspec
 
 from onetape.errors import EndpointError, LedgerBusy, OperatorBusy, PhaseRefused
 from onetape.migrate.backfill import fault_point
-from onetape.migrate.endpoint import Endpoint, connect_again, is_lost
-from onetape.migrate.ledger import Ledger
-from onetape.migrate.ledger import Outcome as Fate
+from onetape.migrate.copying.slice_decide import is_content_digest
+from onetape.migrate.landing.ticks import Lander
+from onetape.migrate.ledger.ledger import Ledger
+from onetape.migrate.ledger.ledger import Outcome as Fate
 from onetape.migrate.mirror import notify
 from onetape.migrate.mirror.bigs import Bigs
 from onetape.migrate.mirror.hints import Hints
@@ -30,11 +31,10 @@ from onetape.migrate.mirror.settle import WHY_KEPT, WHY_KEPT_GONE, Fence, FenceM
 from onetape.migrate.mirror.status import ALIVE_MS, MirrorStatus, decode_status
 from onetape.migrate.mirror.sweep import Sweep
 from onetape.migrate.mirror.ways import Pair, Ways
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
-from onetape.migrate.slice_decide import is_content_digest
-from onetape.migrate.state import Names, State, change, decode, load, operator, required, server_ms
-from onetape.migrate.ticks import Lander
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names, State, change, decode, load, operator, required, server_ms
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.wire.endpoint import Endpoint, connect_again, is_lost
 from onetape.tape import Tape
 
 #: Hints followed at once.

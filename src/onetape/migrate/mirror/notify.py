@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onetape.errors import EndpointError
-from onetape.migrate.endpoint import Endpoint, is_lost
 from onetape.migrate.mirror.memory import Memory
+from onetape.migrate.wire.endpoint import Endpoint, is_lost
 
 _NAME = "notify-keyspace-events"
 _BEFORE = "notify_before"

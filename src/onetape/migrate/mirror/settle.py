@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from onetape.errors import EndpointError
-from onetape.migrate import content
-from onetape.migrate.decide import SLACK_BEFORE_7_MS
-from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, is_lost
+from onetape.migrate.copying.decide import SLACK_BEFORE_7_MS
+from onetape.migrate.copying.slice_decide import content_digest
+from onetape.migrate.keys import content
+from onetape.migrate.keys.dump import digest
 from onetape.migrate.mirror import streams
 from onetape.migrate.mirror.bigs import Bigs, put_in_place
 from onetape.migrate.mirror.judge import Act, judge
 from onetape.migrate.mirror.memory import OF_DUMP, OF_END, OF_STREAM, Held, Memory, Place, Side, Word
 from onetape.migrate.mirror.ways import Pair
-from onetape.migrate.slice_decide import content_digest
+from onetape.migrate.wire.endpoint import Argument, Endpoint, ReplyError, is_lost
 
 #: Pairs of one transaction, and the bytes of values read for it at most.
 BATCH_PAIRS = 50

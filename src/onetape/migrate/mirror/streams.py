@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from onetape.errors import EndpointError
-from onetape.migrate.content import expiry
-from onetape.migrate.endpoint import Argument, Endpoint, ReplyError
-from onetape.migrate.merge import merged_identity, parse_id
+from onetape.migrate.keys.content import expiry
+from onetape.migrate.landing.merge import merged_identity, parse_id
 from onetape.migrate.mirror.ways import Pair
+from onetape.migrate.wire.endpoint import Argument, Endpoint, ReplyError
 
 #: Entries of one transaction.
 ENTRIES = 500

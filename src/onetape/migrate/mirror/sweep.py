@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from onetape.errors import SourceVanished
-from onetape.migrate import compare
-from onetape.migrate.compare import Comparer
-from onetape.migrate.endpoint import Endpoint
+from onetape.migrate.copying import compare
+from onetape.migrate.copying.compare import Comparer
 from onetape.migrate.mirror.memory import Held, Memory, Place
 from onetape.migrate.mirror.ways import Pair, Ways
-from onetape.migrate.plan import OURS
+from onetape.migrate.plans.plan import OURS
+from onetape.migrate.wire.endpoint import Endpoint
 
 #: Keys of a step.
 PAGE_KEYS = 300

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from onetape.errors import ConfigInvalid
-from onetape.migrate.endpoint import Endpoint, ReplyError
 from onetape.migrate.mirror.memory import Memory, Place
-from onetape.migrate.origin import Origins
-from onetape.migrate.plan import OURS, Plan
+from onetape.migrate.plans.origin import Origins
+from onetape.migrate.plans.plan import OURS, Plan
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError
 
 
 class Pair(NamedTuple):

@@ -12,7 +12,7 @@ import redis.asyncio
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
 
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.reader import attendant, pools, reads, steps
 from onetape.migrate.reader.attendant import Wait
 from onetape.migrate.reader.client import first_key

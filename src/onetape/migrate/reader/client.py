@@ -14,7 +14,7 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError, ResponseError
 
 from onetape.errors import ConfigInvalid
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.reader import attendant, pools, reads, steps
 from onetape.migrate.reader.attendant import Wait
 from onetape.migrate.reader.core import Core, OnWrite, Status, WithoutState

@@ -16,14 +16,14 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from onetape.errors import ConfigInvalid
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import DOCUMENTED, Plan
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names, State
+from onetape.migrate.plans.plan import DOCUMENTED, Plan
 from onetape.migrate.reader.routed import Router, Sided
 from onetape.migrate.reader.switch import Side
 from onetape.migrate.reader.tally import ReadStats, Tally
 from onetape.migrate.reader.view import View
 from onetape.migrate.routes import Routes
-from onetape.migrate.state import Names, State
 
 #: Shadow reads that may wait; more are dropped and counted.
 JOBS_MAX = 1000

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from onetape.migrate.latest_ticks import Sides, as_tick, pick
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.fields.tick_fields import TickDecoder
+from onetape.migrate.landing.latest_ticks import Sides, as_tick, pick
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.reader.client import Reader
 from onetape.migrate.reader.core import Core
 from onetape.migrate.reader.steps import Ask, Command, Steps
 from onetape.migrate.reader.switch import side_of_read
 from onetape.migrate.reader.tally import ReadStats
-from onetape.migrate.tick_fields import TickDecoder
 
 #: Entries of a stream that is read as a whole, the newest ones.
 _ENTRIES_MAX = 1000

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from onetape.errors import CommandUnmapped, StateMoved
+from onetape.migrate.phases.state import State
 from onetape.migrate.reader import reads
 from onetape.migrate.reader.core import Core, Job
 from onetape.migrate.reader.routed import Args, Plain, Read, Sided, Split
 from onetape.migrate.reader.switch import Side, can_compare, falls_back, side_of_read, sides_of_read
 from onetape.migrate.report import key_text
-from onetape.migrate.state import State
 
 #: How often a read begins again because the state moved while it was asked.
 _ATTEMPTS = 5

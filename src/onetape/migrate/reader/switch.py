@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from onetape.migrate.phase import Phase
-from onetape.migrate.state import State
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import State
 
 Side = Literal["old", "new"]
 

@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from onetape.errors import EndpointError, StateMoved
-from onetape.migrate.plan import Plan
-from onetape.migrate.state import State, decode, without
+from onetape.migrate.phases.state import State, decode, without
+from onetape.migrate.plans.plan import Plan
 
 #: No read goes by a state that was seen longer ago.
 REFRESH_S = 0.25

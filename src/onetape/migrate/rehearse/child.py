@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from onetape.errors import OnetapeError
-from onetape.migrate.gate import Limits
 from onetape.migrate.migration import Migration
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.steps.gate import Limits
 from onetape.tape import open as open_tape
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from onetape.migrate.backfill import DATASET_BYTES_UNSLICED
-from onetape.migrate.endpoint import Endpoint, parse_info
-from onetape.migrate.listing import Listing, memory_usage
-from onetape.migrate.plan import Plan
+from onetape.migrate.copying.slice_decide import BLOCKS, SLICE_BYTES, SLICE_BYTES_OF_BLOCKS
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.report import key_text
-from onetape.migrate.slice_decide import BLOCKS, SLICE_BYTES, SLICE_BYTES_OF_BLOCKS
+from onetape.migrate.survey.listing import Listing, memory_usage
+from onetape.migrate.wire.endpoint import Endpoint, parse_info
 
 _BIGGEST = 10
 

@@ -11,9 +11,9 @@ import msgspec
 
 from onetape.embedded import EmbeddedServer, server_binaries
 from onetape.errors import ConfigInvalid, EndpointError
-from onetape.migrate.endpoint import Endpoint, ReplyError
-from onetape.migrate.plan import OURS, Plan
+from onetape.migrate.plans.plan import OURS, Plan
 from onetape.migrate.report import key_text
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError
 
 _PAGE_KEYS = 200
 _BATCH_BYTES = 4 * 1024 * 1024

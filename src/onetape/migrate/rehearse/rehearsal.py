@@ -16,17 +16,17 @@ import msgspec
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import OnetapeError
-from onetape.migrate import content
-from onetape.migrate.endpoint import Endpoint, parse_info
+from onetape.migrate.keys import content
 from onetape.migrate.migration import Migration
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import OURS, Plan
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.phases.state import Names, load
+from onetape.migrate.plans.plan import OURS, Plan
 from onetape.migrate.rehearse import original
 from onetape.migrate.rehearse.child import Task, Told
 from onetape.migrate.rehearse.estimate import BigKey, Estimate, biggest, estimate
 from onetape.migrate.rehearse.writers import Counted, Writers
-from onetape.migrate.state import Names, load
-from onetape.migrate.status import PlanCheck
+from onetape.migrate.watching.status import PlanCheck
+from onetape.migrate.wire.endpoint import Endpoint, parse_info
 
 #: Where each command is killed, in turn; a point that it does not pass is told as not reached.
 KILLS: dict[str, tuple[str, ...]] = {

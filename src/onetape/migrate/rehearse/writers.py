@@ -9,8 +9,8 @@ import msgspec
 import redis
 
 from onetape.migrate.dual import DualRedis
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.wire.endpoint import Endpoint
 
 _KEYS_A_RULE = 8
 _PAUSE_S = 0.002

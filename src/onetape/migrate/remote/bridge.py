@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from onetape.migrate.endpoint import Argument, Endpoint, ReplyError, command_name, commands_of, pack
-from onetape.migrate.plan import Plan
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.wire.endpoint import Argument, Endpoint, ReplyError, command_name, commands_of, pack
 
 OTHER_SERVER = 1 << 20
 

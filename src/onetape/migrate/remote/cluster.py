@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from onetape.errors import ConfigInvalid, EndpointError
-from onetape.migrate.address import Address, Host
-from onetape.migrate.endpoint import (
+from onetape.migrate.wire.address import Address, Host
+from onetape.migrate.wire.endpoint import (
     Argument,
     Endpoint,
     ReplyError,

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from onetape.errors import EndpointError
-from onetape.migrate.compare import BIG, DIFFERENT, EQUAL, EXPIRY, NO_SOURCE, NO_TARGET, Comparer, Pair, Request
-from onetape.migrate.content import has_field_expiry
-from onetape.migrate.decide import SLACK_BEFORE_7_MS
-from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import Endpoint, ReplyError, pack, parse_info
-from onetape.migrate.pack import Sealed
+from onetape.migrate.copying.compare import BIG, DIFFERENT, EQUAL, EXPIRY, NO_SOURCE, NO_TARGET, Comparer, Pair, Request
+from onetape.migrate.copying.decide import SLACK_BEFORE_7_MS
+from onetape.migrate.keys.content import has_field_expiry
+from onetape.migrate.keys.dump import digest
+from onetape.migrate.ledger.pack import Sealed
 from onetape.migrate.remote.bridge import Bridge
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError, pack, parse_info
 
 #: Up to here all data of the source may be asked for without asking for sizes first.
 _DATASET_BYTES_SMALL = 192 * 1024 * 1024

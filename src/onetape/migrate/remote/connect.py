@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from onetape.errors import EndpointError
-from onetape.migrate.endpoint import AGREEING_ATTEMPTS, Endpoint, connect_again, is_lost, pause_s
 from onetape.migrate.remote.bridge import Bridge
 from onetape.migrate.remote.cluster import Cluster
+from onetape.migrate.wire.endpoint import AGREEING_ATTEMPTS, Endpoint, connect_again, is_lost, pause_s
 
 
 def connect_target(url: str, *, db: int = 0, writable: bool = True, timeout_s: float = 10.0) -> Endpoint:

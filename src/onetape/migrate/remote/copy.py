@@ -19,17 +19,17 @@ from typing import Any
 import msgspec
 
 from onetape.errors import EndpointError
-from onetape.migrate import decide
-from onetape.migrate.decide import Decided
-from onetape.migrate.dump import digest
-from onetape.migrate.endpoint import ReplyError, is_lost
-from onetape.migrate.lane import Batch, Lane, Reading
-from onetape.migrate.ledger import REENCODED, Entry, Ledger, Outcome, Row
+from onetape.migrate.copying import decide
+from onetape.migrate.copying.decide import Decided
+from onetape.migrate.copying.lane import Batch, Lane, Reading
+from onetape.migrate.keys.dump import digest
+from onetape.migrate.keys.payload import REFUSED_CONTENT, REFUSED_VERSION, told
+from onetape.migrate.ledger.ledger import REENCODED, Entry, Ledger, Outcome, Row
 from onetape.migrate.remote.bridge import Bridge
 from onetape.migrate.remote.cluster import Cluster
 from onetape.migrate.remote.decide import decide_remote, found_equal, is_equal, unsure, would
 from onetape.migrate.remote.lane import CHANGED, Answer, ClusterReads, ClusterRestores, Item, Mark, RemoteLane
-from onetape.migrate.remote.payload import REFUSED_CONTENT, REFUSED_VERSION, told
+from onetape.migrate.wire.endpoint import ReplyError, is_lost
 
 #: Keys of a batch, which is one ledger transaction and one transaction of the target.
 BATCH_KEYS = 200
@@ -37,7 +37,7 @@ BATCH_KEYS = 200
 LANES = 4
 #: Connections to the source that share a batch.
 SOURCES = 2
-#: See onetape.migrate.copy.
+#: See onetape.migrate.copying.copy.
 ATTEMPTS_MAX = 10
 LOSSES_MAX = 5
 _FOOTER_BYTES = 10
@@ -56,7 +56,7 @@ class _Flight(msgspec.Struct):
 
 
 class RemoteCopier:
-    """Copies batches to another server and reports each key exactly once; see onetape.migrate.copy.Copier.
+    """Copies batches to another server and reports each key exactly once; see onetape.migrate.copying.copy.Copier.
 
     `connect` makes a bridge whose target may be written; it is called again when a connection is lost, and raises
     EndpointError when it gives up. `target_db` is the database on the target's server.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from onetape.errors import EndpointError
-from onetape.migrate import content, decide
-from onetape.migrate.decide import Decided
-from onetape.migrate.dump import digest
-from onetape.migrate.lane import Batch, Reading
-from onetape.migrate.ledger import REENCODED, Known
+from onetape.migrate.copying import decide
+from onetape.migrate.copying.decide import Decided
+from onetape.migrate.copying.lane import Batch, Reading
+from onetape.migrate.keys import content
+from onetape.migrate.keys.dump import digest
+from onetape.migrate.ledger.ledger import REENCODED, Known
 from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
 from onetape.migrate.remote.lane import RemoteLane
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import secrets
 
-from onetape.migrate import preflight
-from onetape.migrate.endpoint import Endpoint, ReplyError, parse_info
-from onetape.migrate.kinds import ReadKeys, modules_of
-from onetape.migrate.plan import OURS, Plan
-from onetape.migrate.preflight import Preflight
+from onetape.migrate.keys.payload import REFUSED_VERSION, probe
+from onetape.migrate.plans.plan import OURS, Plan
 from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
 from onetape.migrate.remote.cluster import Cluster
-from onetape.migrate.remote.payload import REFUSED_VERSION, probe
 from onetape.migrate.report import key_text
+from onetape.migrate.survey import preflight
+from onetape.migrate.survey.kinds import ReadKeys, modules_of
+from onetape.migrate.survey.preflight import Preflight
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError, parse_info
 
 
 def check_both(bridge: Bridge, plan: Plan) -> Preflight:

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from onetape.migrate.endpoint import Endpoint, ReplyError
-from onetape.migrate.lane import Batch, Lane, Reading, bulk
+from onetape.migrate.copying.lane import Batch, Lane, Reading, bulk
 from onetape.migrate.remote.cluster import Cluster
+from onetape.migrate.wire.endpoint import Endpoint, ReplyError
 
 _MULTI = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC = b"*1\r\n$4\r\nEXEC\r\n"

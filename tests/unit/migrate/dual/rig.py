@@ -9,12 +9,12 @@ from typing import Any
 import redis
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate import state
-from onetape.migrate.content import read_content
 from onetape.migrate.dual import DualRedis
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.phase import Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.keys.content import read_content
+from onetape.migrate.phases import state
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.plans.plan import Plan
+from onetape.migrate.wire.endpoint import Endpoint
 
 PLAN = Plan.parse(
     """

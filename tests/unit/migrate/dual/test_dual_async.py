@@ -15,7 +15,7 @@ from tests.unit.migrate.dual.rig import PLAN, rigged
 from onetape.embedded import EmbeddedServer
 from onetape.errors import CommandUnmapped
 from onetape.migrate.dual import AsyncDualRedis
-from onetape.migrate.phase import ORDER, Phase
+from onetape.migrate.phases.phase import ORDER, Phase
 
 
 def _client(server: EmbeddedServer, **kwargs: object) -> AsyncDualRedis:

@@ -14,8 +14,8 @@ from tests.unit.migrate.dual.rig import PLAN, rigged
 from onetape.embedded import EmbeddedServer
 from onetape.errors import CommandUnmapped, PhaseRefused, StateMoved
 from onetape.migrate.dual import look
-from onetape.migrate.phase import ORDER, Phase
-from onetape.migrate.plan import Plan
+from onetape.migrate.phases.phase import ORDER, Phase
+from onetape.migrate.plans.plan import Plan
 
 
 def test_each_phase_writes_the_sides_it_says(server: EmbeddedServer) -> None:

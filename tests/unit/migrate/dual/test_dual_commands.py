@@ -13,8 +13,8 @@ from tests.unit.migrate.dual.rig import Rig, rigged
 
 from onetape.embedded import EmbeddedServer, server_binaries
 from onetape.migrate.dual.commands import COMMANDS
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.wire.endpoint import Endpoint
 
 # What is there before => the command. `~`: its reply is not the same twice.
 CASES = """

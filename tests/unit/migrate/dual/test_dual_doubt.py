@@ -24,8 +24,8 @@ from onetape.embedded import EmbeddedServer
 from onetape.errors import CommandUnmapped, StateMoved
 from onetape.migrate.dual import AsyncDualRedis, DualRedis
 from onetape.migrate.dual.lane import Lane
-from onetape.migrate.endpoint import Endpoint
-from onetape.migrate.phase import Phase
+from onetape.migrate.phases.phase import Phase
+from onetape.migrate.wire.endpoint import Endpoint
 
 ROOT = Path(__file__).resolve().parents[4]
 

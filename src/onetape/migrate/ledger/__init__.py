@@ -1,0 +1,1 @@
+"""The ledger: a migration's durable memory in one SQLite file."""

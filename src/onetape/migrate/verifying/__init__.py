@@ -1,0 +1,1 @@
+"""Verifying: keys and their twins held against each other, in both directions, and the verdict."""
