@@ -33,7 +33,7 @@ from redis.retry import Retry
 from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 
 from onetape.errors import OnetapeError
-from onetape.migrate.backfill import fault_point
+from onetape.migrate.backfill.fault_point import fault_point
 from onetape.migrate.dual import DualRedis
 from onetape.migrate.migration import Migration
 from onetape.migrate.phases import state as states

@@ -20,7 +20,7 @@ from tests.other_servers import wait_for
 from tests.unit.migrate.live_system import LIMITS, PLAN, LiveSystem
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate.backfill import Digests
+from onetape.migrate.backfill.backfill import Digests
 from onetape.migrate.phases.phase import Phase
 from onetape.migrate.phases.state import Names
 

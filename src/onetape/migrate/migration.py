@@ -15,15 +15,9 @@ import msgspec
 
 from onetape import clock
 from onetape.errors import ConfigInvalid, EndpointError, LedgerBusy, PreflightRefused
-from onetape.migrate.backfill import (
-    VALUE_BYTES_MAX,
-    Backfill,
-    Digests,
-    OnProgress,
-    Options,
-    check_collisions,
-    fault_point,
-)
+from onetape.migrate.backfill.backfill import VALUE_BYTES_MAX, Backfill, Digests, OnProgress, Options
+from onetape.migrate.backfill.collisions import check_collisions
+from onetape.migrate.backfill.fault_point import fault_point
 from onetape.migrate.landing.ticks import Lander
 from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.phases import phase as phases

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from onetape.errors import EndpointError, LedgerBusy, OperatorBusy, PhaseRefused
-from onetape.migrate.backfill import fault_point
+from onetape.migrate.backfill.fault_point import fault_point
 from onetape.migrate.copying.slice_decide import is_content_digest
 from onetape.migrate.landing.ticks import Lander
 from onetape.migrate.ledger.ledger import Ledger

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from onetape.migrate.backfill import DATASET_BYTES_UNSLICED
+from onetape.migrate.backfill.backfill import DATASET_BYTES_UNSLICED
 from onetape.migrate.copying.slice_decide import BLOCKS, SLICE_BYTES, SLICE_BYTES_OF_BLOCKS
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.report import key_text

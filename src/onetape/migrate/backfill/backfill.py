@@ -7,18 +7,17 @@ there.
 
 from __future__ import annotations
 
-import os
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby, islice
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator
+from typing import Literal, cast
 
-import apsw
 import msgspec
 
-from onetape.errors import EndpointError, MemoryShort, PlanCollision, PlanInvalid
+from onetape.errors import EndpointError, MemoryShort
+from onetape.migrate.backfill.collisions import check_collisions
+from onetape.migrate.backfill.interrupted import settle_interrupted
+from onetape.migrate.backfill.landings import Landings
+from onetape.migrate.backfill.tally import Tally
 from onetape.migrate.copying import bulk, decide, slice_decide
 from onetape.migrate.copying.bulk import BulkCopier
 from onetape.migrate.copying.copy import GROUP_KEYS, Copier
@@ -26,19 +25,16 @@ from onetape.migrate.copying.lane import Batch, Lane
 from onetape.migrate.copying.slice_decide import SLICE_BYTES, Big
 from onetape.migrate.copying.slices import PAUSE_MS_MAX, Slicer
 from onetape.migrate.keys import content
-from onetape.migrate.keys.dump import digest
 from onetape.migrate.landing.hash_ticks import stream_of
-from onetape.migrate.landing.landing import LandResult, TickLander
-from onetape.migrate.ledger.ledger import CODES, NO_TICKS, NOT_LANDED, Entry, Known, Ledger, Outcome, Row, key_hash
-from onetape.migrate.plans.pattern import glob_pattern
-from onetape.migrate.plans.plan import Plan, Rule
+from onetape.migrate.landing.landing import TickLander
+from onetape.migrate.ledger.ledger import Known, Ledger, key_hash
+from onetape.migrate.plans.plan import Plan
 from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
 from onetape.migrate.remote.copy import RemoteCopier, would
-from onetape.migrate.report import ERRORS_LISTED, KeyFailure
 from onetape.migrate.survey.listing import Listing, Page, Unmatched, memory_usage
 from onetape.migrate.survey.sizes import Sizes
 from onetape.migrate.throttling.pacing import Pacing
-from onetape.migrate.wire.endpoint import Endpoint, ReplyError, parse_info
+from onetape.migrate.wire.endpoint import Endpoint, parse_info
 from onetape.progress import Progress, ProgressMeter
 
 #: Keys over it are read alone, so that memory holds one of them and not two hundred.
@@ -56,52 +52,9 @@ DATASET_BYTES_UNSLICED = 4 * SLICE_BYTES
 _BIGS_AT_ONCE = 1000
 
 _PROGRESS_EVERY_S = 0.2
-_LAND_AT_ONCE = 20_000
-_NOTES_AT_ONCE = 1000
-_OUTCOMES = tuple(Outcome)
 
 OnProgress = Callable[[Progress], None]
 Digests = Literal["copy", "verify"]
-
-
-class Tally:
-    """Counts and errors of a run, bounded."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self.by_rule: Counter[tuple[int, int]] = Counter()  # (rule, outcome's code) → keys
-        self.errors: list[KeyFailure] = []
-        self.error_count = 0
-        self.notes: list[KeyFailure] = []
-        self.note_count = 0
-        self.ticks_landed = 0
-        self.ticks_known = 0
-        self.done = 0
-
-    def add(self, rules: list[int], outcomes: list[int]) -> None:
-        """Count keys with their outcomes."""
-        self.by_rule.update(zip(rules, outcomes, strict=True))
-        self.done += len(rules)
-
-    def error(self, rule: int, source_db: int, key: bytes, target: bytes, why: str) -> None:
-        """Count an error, and keep it while there is room."""
-        self.error_count += 1
-        if len(self.errors) < ERRORS_LISTED:
-            self.errors.append(KeyFailure(self._plan.rules[rule].step, source_db, key, target, why))
-
-    def note(self, rule: int, source_db: int, key: bytes, target: bytes, what: str) -> None:
-        """Count a key that is over, but not all of which a tape can hold; and keep it while there is room."""
-        self.note_count += 1
-        if len(self.notes) < ERRORS_LISTED:
-            self.notes.append(KeyFailure(self._plan.rules[rule].step, source_db, key, target, what))
-
-    def steps(self) -> dict[str, dict[str, int]]:
-        """Return step → outcome → keys, for every step of the plan."""
-        steps: dict[str, dict[str, int]] = {step: {} for step in self._plan.steps}
-        for (rule, code), number in sorted(self.by_rule.items()):
-            counts, name = steps[self._plan.rules[rule].step], _OUTCOMES[code].value
-            counts[name] = counts.get(name, 0) + number
-        return steps
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,14 +100,12 @@ class Backfill:
         self._connect = connect
         self._plan = plan
         self._ledger = ledger
-        self._lander = lander
         self._options = options
         self._lister = None if connect is None else connect()
         watches = options.digests == "copy" or (ledger is not None and not ledger.is_first_run)
         self._listing = Listing(
             self._lister or reader, plan, options.steps, ahead=self._lister is not None, to_watch=watches
         )
-        self._landings = _Landings()
         # To another server a key travels as its dump.
         self._slicing = options.slices and not isinstance(reader, Bridge)
         self._sized = _needs_sizes(reader, options.value_bytes_max, DATASET_BYTES_UNSLICED if self._slicing else None)
@@ -165,8 +116,13 @@ class Backfill:
         self._told_s = 0.0
         self._step = ""
         self._copier: Copier | BulkCopier | RemoteCopier | None = None
-        self._noted: list[Row] = []
         self.tally = Tally(plan)
+        self._landings: Landings | None = None
+        if lander is not None:
+            remembered = None if connect is None else ledger
+            self._landings = Landings(
+                reader, plan, remembered, lander, self.tally, wait=self._wait, tell=self._tell, at=options.at
+            )
 
     @property
     def unmatched(self) -> dict[int, Unmatched]:
@@ -210,7 +166,8 @@ class Backfill:
                     opened.close()
             if self._lister is not None:
                 self._lister.close()
-            self._landings.close()
+            if self._landings is not None:
+                self._landings.close()
             if self._copier is not None:
                 self._copier.close()
 
@@ -260,7 +217,8 @@ class Backfill:
                 self._copy_bigs()
             self._tell()
         self._copy_bigs()
-        self._land()
+        if self._landings is not None:
+            self._landings.land()
         self._tell(force=True)
 
     def _pages(self, step: str) -> Iterator[Page]:
@@ -356,14 +314,14 @@ class Backfill:
         rest = Page(page.db, [], [], [])
         for key, target, index in zip(page.keys, page.targets, page.rules, strict=True):
             rule = rules[index]
-            if rule.skip or (rule.kind == "hash_ticks" and self._lander is None):
-                self.tally.add([index], [decide.SKIPPED])
-            elif rule.kind == "hash_ticks":
-                self._landings.put(1, stream_of(rule, key) or target, page.db, index, key)
-            else:
+            if not rule.skip and rule.kind != "hash_ticks":
                 rest.keys.append(key)
                 rest.targets.append(target)
                 rest.rules.append(index)
+            elif rule.skip or self._landings is None:
+                self.tally.add([index], [decide.SKIPPED])
+            else:
+                self._landings.put(1, stream_of(rule, key) or target, page.db, index, key)
         return rest
 
     def _too_big(self, page: Page, place: int, size: int) -> None:
@@ -426,7 +384,7 @@ class Backfill:
             for place, error in enumerate(errors):
                 if error is not None and outcomes[place] in (decide.FAILED, decide.CHANGED_WHILE_COPYING):
                     self.tally.error(batch.rules[place], batch.db, batch.keys[place], batch.targets[place], error)
-        if self._lander is not None and any(rules[rule].kind != "copy" for rule in set(batch.rules)):
+        if self._landings is not None and any(rules[rule].kind != "copy" for rule in set(batch.rules)):
             lost = (None, decide.FAILED, decide.EXPIRED)
             for place, index in enumerate(batch.rules):
                 outcome = outcomes[place]
@@ -448,109 +406,6 @@ class Backfill:
             big = Big(batch.rules[place], batch.db, batch.keys[place], batch.targets[place], size, again=True)
             self._bigs.append(big)
         return [None if place in again else outcome for place, outcome in enumerate(outcomes)]
-
-    def _land(self) -> None:
-        """Put on the tape what this step copied, then merge its tick hashes into the streams."""
-        if self._lander is None:
-            return
-        for (kind, target), items in self._landings.taken():
-            if kind == 0:
-                for db, index, key, outcome in items:
-                    rule = self._plan.rules[index]
-                    land = self._lander.stream if rule.kind == "ticks" else self._lander.ohlc
-                    self._wait(0)
-                    result = land(key, db, rule)
-                    self._landed(result, index, db, target)
-                    self._record_landed(result, index, db, target, outcome)
-                    self._options.at("landed")
-            else:
-                self._merge(target, items)
-            self._tell()
-        self._write_landed()
-
-    def _record_landed(self, result: LandResult, index: int, db: int, target: bytes, outcome: int) -> None:
-        """Remember what of a copied key is not on the tape; what became of its copy stays as it is."""
-        if result.error is None or result.outcome is Outcome.EXPIRED:
-            return
-        landed = result.outcome in (Outcome.COPIED, Outcome.UNCHANGED)
-        why = (NO_TICKS if landed else NOT_LANDED) + result.error
-        self._noted.append((index, db, result.key, target, None, None, -1, outcome, why, key_hash(db, result.key)))
-        if len(self._noted) >= _NOTES_AT_ONCE:
-            self._write_landed()
-
-    def _write_landed(self) -> None:
-        rows, self._noted = self._noted, []
-        if self._ledger is not None and self._connect is not None:
-            self._ledger.record(rows)
-
-    def _merge(self, target: bytes, items: Iterable[tuple[int, int, bytes, int]]) -> None:
-        """Merge one symbol's tick hashes, from whatever databases and rules, in groups of bounded size."""
-        assert self._lander is not None
-        merged = False
-        for (db, index), group in groupby(items, key=lambda item: item[:2]):
-            rule = self._plan.rules[index]
-            while keys := [key for _, _, key, _ in islice(group, _LAND_AT_ONCE)]:
-                self._wait(0)
-                results = self._lander.hash_ticks(keys, db, rule)
-                self._options.at("merged")
-                self._record_merged(results, index, db, target)
-                for result in results:
-                    code = CODES[result.outcome]
-                    self.tally.add([index], [code])
-                    self._landed(result, index, db, target)
-                    merged = merged or result.outcome is Outcome.COPIED
-                self._tell()
-        if merged:
-            self._note_merged(target)
-
-    def _record_merged(self, results: list[LandResult], index: int, db: int, target: bytes) -> None:
-        if self._ledger is None or self._connect is None:
-            return
-        rows: list[Row] = [
-            (index, db, r.key, target, None, None, -1, CODES[r.outcome], r.error, key_hash(db, r.key))
-            for r in results
-            if r.outcome is not Outcome.UNCHANGED
-        ]
-        self._ledger.record(rows)
-
-    def _note_merged(self, target: bytes) -> None:
-        """Where the stream merged into is itself a copy of ours, remember what it holds now, so it stays
-        ours.
-        """
-        if self._ledger is None or self._connect is None:
-            return
-        for index, rule in enumerate(self._plan.rules):
-            if rule.kind != "ticks":
-                continue
-            key = target if rule.target_of(target) == target else None
-            known = None if key is None else self._ledger.find_now(rule.source_db, key)
-            if key is None or known is None or known.target != target:
-                continue
-            self._reader.select(self._plan.target_db)
-            written = self._digest_like(known.read, target)
-            if written is not None:
-                row: Row = (
-                    index, rule.source_db, key, target, known.read, written, known.expire_ms,
-                    decide.COPIED, "tick hashes were merged into it", key_hash(rule.source_db, key),
-                )  # fmt: skip
-                self._ledger.record([row])
-
-    def _digest_like(self, other: bytes | None, target: bytes) -> bytes | None:
-        """Return the digest of a target, of its content if `other` is one of a content, else of its dump."""
-        if slice_decide.is_content_digest(other):
-            found = content.read_together(self._reader, [(self._plan.target_db, target)])
-            self._reader.db = -1
-            return None if found is None or found[0] is None else slice_decide.content_digest(found[0])
-        payload = self._reader.call("DUMP", target)
-        return digest(payload) if isinstance(payload, bytes) else None
-
-    def _landed(self, result: LandResult, index: int, db: int, target: bytes) -> None:
-        self.tally.ticks_landed += result.ticks
-        self.tally.ticks_known += result.known
-        if result.error is not None and result.outcome in (Outcome.FAILED, Outcome.CHANGED_WHILE_COPYING):
-            self.tally.error(index, db, result.key, target, result.error)
-        elif result.error is not None:
-            self.tally.note(index, db, result.key, target, result.error)
 
     def _tell(self, *, force: bool = False) -> None:
         now_s = time.monotonic()
@@ -575,182 +430,6 @@ def _was_sliced(known: Known | None) -> bool:
     return known is not None and slice_decide.is_content_digest(known.written)
 
 
-class _Landings:
-    """What is to be landed at the end of a step, on disk, given back by kind and target."""
-
-    def __init__(self) -> None:
-        self._db = apsw.Connection("")  # SQLite's own temporary file
-        self._db.execute("CREATE TABLE landing(merge, target BLOB, db, rule, key BLOB, outcome)")
-        self._rows: list[tuple[int, bytes, int, int, bytes, int]] = []
-
-    def put(self, merge: int, target: bytes, db: int, rule: int, key: bytes, outcome: int = 0) -> None:
-        self._rows.append((merge, target, db, rule, key, outcome))
-        if len(self._rows) >= 1000:
-            self._write()
-
-    def _write(self) -> None:
-        rows, self._rows = self._rows, []
-        with self._db:
-            self._db.executemany("INSERT INTO landing VALUES(?,?,?,?,?,?)", rows)
-
-    def taken(self) -> Iterator[tuple[tuple[int, bytes], Iterator[tuple[int, int, bytes, int]]]]:
-        """Yield ((merge, target), (db, rule, key, outcome of the copy)...) in order; then forget them.
-
-        Streams and bars come before merges.
-        """
-        self._write()
-        rows: Iterable[Any] = self._db.execute(
-            "SELECT merge, target, db, rule, key, outcome FROM landing ORDER BY merge, target, db, rule, key"
-        )
-        for (merge, target), group in groupby(rows, key=lambda row: row[:2]):
-            yield (merge, target), ((db, rule, key, outcome) for _, _, db, rule, key, outcome in group)
-        self._db.execute("DELETE FROM landing")
-
-    def close(self) -> None:
-        self._db.close()
-
-
-def check_collisions(reader: Endpoint, plan: Plan) -> None:
-    """Raise PlanCollision, naming both keys, if two source keys would land on one target.
-
-    Raises PlanInvalid if a key would land where a glob takes it up again, which no look at the rules tells.
-
-    Only rules whose targets are not proved apart by their form are looked at (Plan.unproved), on disk.
-    """
-    doubtful = plan.unproved()
-    if not doubtful:
-        return
-    globs = [rule.glob for rule in plan.rules if rule.glob and rule.source_db == plan.target_db and not rule.skip]
-    onward = [(glob, glob_pattern(glob.encode())) for glob in globs]
-    db = apsw.Connection("")
-    try:
-        db.execute("CREATE TABLE claim(target BLOB PRIMARY KEY, db INTEGER, key BLOB) WITHOUT ROWID")
-        for source_db in dict.fromkeys(plan.rules[index].source_db for index in sorted(doubtful)):
-            for key, target, rule in _claims(reader, plan, source_db, doubtful):
-                if onward and (source_db, key) != (plan.target_db, target):
-                    _refuse_onward(plan, key, target, onward)
-                held = list(db.execute("SELECT db, key FROM claim WHERE target = ?", (target,)))
-                if held and held[0] != (source_db, key):
-                    _raise_collision(plan, target, held[0], (source_db, key), rule)
-                if not held:
-                    db.execute("INSERT INTO claim VALUES(?,?,?)", (target, source_db, key))
-    finally:
-        db.close()
-
-
-def _refuse_onward(plan: Plan, key: bytes, target: bytes, onward: list[tuple[str, re.Pattern[bytes]]]) -> None:
-    for glob, pattern in onward:
-        if pattern.fullmatch(target):
-            names = [name.decode("utf-8", "backslashreplace") for name in (key, target)]
-            raise PlanInvalid(
-                f"{names[0]!r} would become {names[1]!r} in db {plan.target_db}, which {glob!r} matches as well: "
-                "each run would copy it on",
-                hint="give names that the glob does not match, or another database; nothing was written",
-            )
-
-
-def _claims(
-    reader: Endpoint, plan: Plan, source_db: int, doubtful: frozenset[int]
-) -> Iterator[tuple[bytes, bytes, Rule]]:
-    matcher = plan.matcher(source_db)
-    globs = {plan.rules[i].prefix_glob for i in doubtful if plan.rules[i].source_db == source_db}
-    glob = globs.pop() if len(globs) == 1 else b"*"
-    reader.select(source_db)
-    cursor = b"0"
-    while True:
-        cursor, keys = reader.call("SCAN", cursor, "MATCH", glob, "COUNT", 1000)
-        hits = [(key, hit) for key in keys if (hit := matcher.match(key)) is not None]
-        typed = [key for key, hit in hits if hit[1].types]
-        kinds = dict(zip(typed, reader.pipeline([("TYPE", key) for key in typed]), strict=True))
-        for key, first in hits:
-            kind = kinds.get(key)
-            hit = first if kind is None else matcher.match_type(key, _text(kind))
-            if hit is not None and hit[0] in doubtful:
-                yield key, hit[2], hit[1]
-        if cursor == b"0":
-            return
-
-
-def _text(kind: Any) -> str:
-    return "none" if isinstance(kind, ReplyError) else kind.decode()
-
-
-def _raise_collision(plan: Plan, target: bytes, one: tuple[int, bytes], other: tuple[int, bytes], rule: Rule) -> None:
-    names = [f"db {db} {key.decode('utf-8', 'backslashreplace')!r}" for db, key in (one, other)]
-    shown = target.decode("utf-8", "backslashreplace")
-    raise PlanCollision(
-        f"{names[0]} and {names[1]} would both become {shown!r} in db {plan.target_db}",
-        hint="give one of their rules another target, or skip it; nothing was written",
-        keys=(one, other),
-        target=target,
-        rule=rule.pattern,
-    )
-
-
-def settle_interrupted(reader: Endpoint, plan: Plan, ledger: Ledger) -> int:
-    """Settle what a killed run had intended: a target that holds what was read is a copy made. Returns how many.
-
-    What was not carried out, or was changed by somebody since, is marked so and met again by the next
-    listing.
-    """
-    settled = 0
-    for batch, group in groupby(ledger.unsettled(), key=lambda pair: pair[0]):
-        entries = [entry for _, entry in group]
-        changes = _judge(reader, plan, entries)
-        ledger.settle(batch, changes)
-        settled += len(entries)
-    return settled
-
-
-def _judge(reader: Endpoint, plan: Plan, entries: list[Entry]) -> list[Row | None]:
-    why = "not done, the run was killed"
-    acts = [place for place, entry in enumerate(entries) if entry.outcome is Outcome.COPIED]
-    changes: list[Row | None] = [None] * len(entries)
-    for place in [place for place in acts if slice_decide.is_content_digest(entries[place].written)]:
-        acts.remove(place)
-        entry = entries[place]
-        if not slice_decide.still_holds(reader, plan.target_db, entry):
-            changes[place] = _entry_row(entry, entry.read, None, entry.expire_ms, decide.INTENDED, why)
-    held, expiries = _read_all(reader, plan.target_db, plan.target_db, [entries[place].target for place in acts])
-    opened = [place for place in acts if entries[place].is_open]
-    db = entries[opened[0]].source_db if opened else 0  # one in each batch
-    sources, source_expiries = _read_all(reader, plan.target_db, db, [entries[place].key for place in opened])
-    open_sources = dict(zip(opened, zip(sources, source_expiries, strict=True), strict=True))
-    for place, payload, expire_ms in zip(acts, held, expiries, strict=True):
-        entry = entries[place]
-        if entry.is_open and isinstance(payload, bytes):
-            content = digest(payload)
-            source, source_ms = open_sources[place]
-            if isinstance(source, bytes) and digest(source) == content and source_ms == expire_ms:
-                changes[place] = _entry_row(entry, content, content, expire_ms, decide.COPIED, None)
-            continue  # else it stays open: there is a target, and nothing tells whether we made it
-        if not (isinstance(payload, bytes) and digest(payload) == entry.written and expire_ms == entry.expire_ms):
-            changes[place] = _entry_row(entry, entry.read or None, None, entry.expire_ms, decide.INTENDED, why)
-    return changes
-
-
-def _entry_row(
-    entry: Entry, read: bytes | None, written: bytes | None, expire_ms: int, outcome: int, error: str | None
-) -> Row:
-    return (entry.rule, entry.source_db, entry.key, entry.target, read, written, expire_ms, outcome, error, 0)
-
-
-def _read_all(reader: Endpoint, target_db: int, db: int, keys: list[bytes]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Return what keys of a database hold, and their expiries, a group at a time."""
-    lane = Lane(reader, target_db)
-    held: list[Any] = []
-    expiries: list[Any] = []
-    for at in range(0, len(keys), GROUP_KEYS):
-        some = keys[at : at + GROUP_KEYS]
-        lane.send_read(Batch(db, some, some, [0] * len(some)))
-        reading = lane.receive_read()
-        reader.call("UNWATCH")
-        held += reading.sources
-        expiries += reading.source_expiry
-    reader.db = -1
-    return held, expiries
-
-
 def _needs_sizes(reader: Endpoint, value_bytes_max: int, unsliced_max: int | None) -> bool:
     """Return whether the size of each key must be asked for before it is read.
 
@@ -771,22 +450,3 @@ def _cut(page: Page, limit: int) -> Page:
     if len(page.keys) <= limit:
         return page
     return Page(page.db, page.keys[:limit], page.targets[:limit], page.rules[:limit])
-
-
-def fault_point() -> Callable[[str], None]:
-    """Return what `Options.at` is by default: nothing, or, for fault tests, a kill at
-    ONETAPE_KILL_AT=point[:n].
-    """
-    wanted = os.environ.get("ONETAPE_KILL_AT", "")
-    if not wanted:
-        return lambda point: None
-    name, _, number = wanted.partition(":")
-    left = [int(number or 1)]
-
-    def at(point: str) -> None:
-        if point == name:
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), 9)
-
-    return at
