@@ -4,7 +4,7 @@ import re
 
 from tests.conftest import ROOT
 
-from onetape.migrate.ledger.ledger import Outcome
+from onetape.migrate.ledger.entry import Outcome
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.verifying.verdict import EXIT_CODES
 

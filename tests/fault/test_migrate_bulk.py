@@ -23,7 +23,7 @@ from onetape.migrate import Ledger, Migration, backfill
 from onetape.migrate.copying import bulk
 from onetape.migrate.copying.bulk import BulkCopier
 from onetape.migrate.copying.decide import DIGEST_OPEN
-from onetape.migrate.ledger.ledger import FORMAT
+from onetape.migrate.ledger.file import FORMAT
 
 _RUN = """
 import sys

@@ -14,7 +14,8 @@ from onetape.migrate import Endpoint, Migration, Plan
 from onetape.migrate.copying.slice_decide import Big
 from onetape.migrate.copying.slices import TEMPORARY, Slicer
 from onetape.migrate.keys.content import read_together
-from onetape.migrate.ledger.ledger import Ledger, Outcome
+from onetape.migrate.ledger.entry import Outcome
+from onetape.migrate.ledger.ledger import Ledger
 
 _OUTCOMES = tuple(Outcome)
 ELEMENTS = 60_000

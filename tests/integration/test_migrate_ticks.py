@@ -19,7 +19,7 @@ from onetape.errors import EndpointError
 from onetape.migrate.landing.landing import LandResult
 from onetape.migrate.landing.merge import TEMPORARY
 from onetape.migrate.landing.ticks import Lander, cursor_name
-from onetape.migrate.ledger.ledger import Outcome
+from onetape.migrate.ledger.entry import Outcome
 from onetape.migrate.plans.plan import Plan, Rule
 from onetape.migrate.wire.endpoint import Endpoint
 from onetape.tape import Tape

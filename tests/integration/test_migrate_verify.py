@@ -16,7 +16,8 @@ from onetape.migrate.copying.compare import Comparer
 from onetape.migrate.keys import content
 from onetape.migrate.keys.dump import digest
 from onetape.migrate.landing.ticks import Lander
-from onetape.migrate.ledger.ledger import Ledger, Outcome, key_hash
+from onetape.migrate.ledger.entry import Outcome, key_hash
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.plans.origin import Origins
 from onetape.migrate.plans.plan import Plan, Rule
 from onetape.migrate.verifying import pairs as pairs_module

@@ -11,7 +11,8 @@ from tests import mirroring as m
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import LedgerBusy, OperatorBusy, PhaseRefused, SourceVanished
-from onetape.migrate.ledger.ledger import Ledger, Outcome
+from onetape.migrate.ledger.entry import Outcome
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.migration import Migration
 from onetape.migrate.mirror import Mirror, Options
 from onetape.migrate.phases.phase import Phase

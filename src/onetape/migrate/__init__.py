@@ -1,6 +1,7 @@
 """The migrator: data scattered over Redis databases onto one database and one tape, while writers go on."""
 
-from onetape.migrate.ledger.ledger import Entry, Ledger, Outcome, Run
+from onetape.migrate.ledger.entry import Entry, Outcome, Run
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.migration import Migration, PlanCheck, Reason, Status
 from onetape.migrate.phases.history import Transition
 from onetape.migrate.phases.move import Move

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onetape.migrate.ledger.ledger import CODES, Ledger, Outcome, key_hash
+from onetape.migrate.ledger.entry import CODES, Outcome, key_hash
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.plans.plan import Plan
 
 PLAN = Plan.load()

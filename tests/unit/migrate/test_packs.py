@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onetape.migrate import Ledger, Plan
-from onetape.migrate.ledger.ledger import CODES, OPEN, Outcome, key_hash
+from onetape.migrate.ledger.entry import CODES, OPEN, Outcome, key_hash
 from onetape.migrate.ledger.pack import Pack, packed_names, packed_rules, sealed
 
 _PLAN = Plan.parse('name = "p"\n[[rule]]\nstep = "one"\nsource_db = 3\npattern = "a:{x}"\ntarget = "b:{x}"')

@@ -27,7 +27,8 @@ from onetape.migrate.copying.slices import PAUSE_MS_MAX, Slicer
 from onetape.migrate.keys import content
 from onetape.migrate.landing.hash_ticks import stream_of
 from onetape.migrate.landing.landing import TickLander
-from onetape.migrate.ledger.ledger import Known, Ledger, key_hash
+from onetape.migrate.ledger.entry import Known, key_hash
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
 from onetape.migrate.remote.copy import RemoteCopier, would

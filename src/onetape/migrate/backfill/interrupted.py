@@ -10,7 +10,8 @@ from onetape.migrate.copying import decide, slice_decide
 from onetape.migrate.copying.copy import GROUP_KEYS
 from onetape.migrate.copying.lane import Batch, Lane
 from onetape.migrate.keys.dump import digest
-from onetape.migrate.ledger.ledger import Entry, Ledger, Outcome, Row
+from onetape.migrate.ledger.entry import Entry, Outcome, Row
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.wire.endpoint import Endpoint
 

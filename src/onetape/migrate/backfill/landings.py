@@ -13,7 +13,8 @@ from onetape.migrate.copying import decide, slice_decide
 from onetape.migrate.keys import content
 from onetape.migrate.keys.dump import digest
 from onetape.migrate.landing.landing import LandResult, TickLander
-from onetape.migrate.ledger.ledger import CODES, NO_TICKS, NOT_LANDED, Ledger, Outcome, Row, key_hash
+from onetape.migrate.ledger.entry import CODES, NO_TICKS, NOT_LANDED, Outcome, Row, key_hash
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.wire.endpoint import Endpoint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from onetape.migrate.ledger.ledger import Outcome
+from onetape.migrate.ledger.entry import Outcome
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.report import ERRORS_LISTED, KeyFailure
 

@@ -26,7 +26,8 @@ from onetape.errors import EndpointError
 from onetape.migrate.copying import decide
 from onetape.migrate.copying.copy import LOSSES_MAX, Copier, OnDone
 from onetape.migrate.copying.lane import Batch, bulk
-from onetape.migrate.ledger.ledger import OPEN, Ledger, Row, key_hash
+from onetape.migrate.ledger.entry import OPEN, Row, key_hash
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.wire.endpoint import Endpoint, ReplyError, is_lost
 
 #: Keys of a batch. A server takes what one client has sent 16 KiB at a time, so larger batches are felt no more by

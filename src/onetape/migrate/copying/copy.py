@@ -30,7 +30,8 @@ from onetape.errors import EndpointError
 from onetape.migrate.copying import decide
 from onetape.migrate.copying.decide import Decided
 from onetape.migrate.copying.lane import Batch, Lane, Reading
-from onetape.migrate.ledger.ledger import Ledger, Row
+from onetape.migrate.ledger.entry import Row
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.wire.endpoint import Endpoint, ReplyError, is_lost
 
 #: Keys of a group, and of each of its batches. Measured: with 400 and 200 the backfill is no faster to speak of, and

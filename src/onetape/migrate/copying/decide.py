@@ -12,7 +12,7 @@ import msgspec
 from onetape.migrate.copying.lane import Batch, Dumped, Reading
 from onetape.migrate.keys import dump
 from onetape.migrate.keys.dump import digest
-from onetape.migrate.ledger.ledger import CODES, OPEN, Known, Outcome, Row, key_hash
+from onetape.migrate.ledger.entry import CODES, OPEN, Known, Outcome, Row, key_hash
 from onetape.migrate.wire.endpoint import ReplyError
 
 COPIED = CODES[Outcome.COPIED]

@@ -13,7 +13,7 @@ from onetape.migrate.copying import decide
 from onetape.migrate.copying.lane import Batch
 from onetape.migrate.keys import content, dump
 from onetape.migrate.keys.content import Content
-from onetape.migrate.ledger.ledger import Entry, Known, Row, key_hash
+from onetape.migrate.ledger.entry import Entry, Known, Row, key_hash
 from onetape.migrate.wire.endpoint import Endpoint
 
 #: Keys that take more of the server's memory are not dumped: it takes 1 to 5 ms a MiB. Most are copied in slices too: a

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from onetape.migrate.ledger.ledger import Outcome
+from onetape.migrate.ledger.entry import Outcome
 from onetape.migrate.plans.plan import Rule
 
 

@@ -17,7 +17,7 @@ from onetape.migrate.keys.content import slice_of
 from onetape.migrate.landing.hash_ticks import HashTick, HashTickReader, columns_for_tape
 from onetape.migrate.landing.landing import LandResult
 from onetape.migrate.landing.merge import Merged, merge, merged_identity, missing, parse_id
-from onetape.migrate.ledger.ledger import Outcome
+from onetape.migrate.ledger.entry import Outcome
 from onetape.migrate.plans.plan import Rule
 from onetape.migrate.wire.endpoint import Endpoint, is_lost
 from onetape.record import Bar

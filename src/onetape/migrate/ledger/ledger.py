@@ -12,38 +12,35 @@ process ends, however it ends. Anybody may read meanwhile.
 
 from __future__ import annotations
 
-import enum
-import fcntl
 import heapq
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import apsw
 import msgspec
 
 from onetape import clock
-from onetape.errors import LedgerBusy, LedgerUnusable
+from onetape.errors import LedgerUnusable
 from onetape.migrate.ledger import packs
+from onetape.migrate.ledger.entry import (
+    CODES,
+    NO_TICKS,
+    OUTCOMES,
+    Entry,
+    Known,
+    Outcome,
+    Row,
+    Run,
+    entry_of,
+)
+from onetape.migrate.ledger.file import connect, lock, refuse
 from onetape.migrate.ledger.pack import Sealed
 from onetape.migrate.ledger.packs import Packs
 from onetape.migrate.plans.plan import Plan
 
-#: 2: with packs.
-FORMAT = 2
-#: "OTLG": tells a ledger from any other SQLite file.
-APPLICATION_ID = 0x4F544C47
-
-_SCHEMA = """
-CREATE TABLE state(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE run(id INTEGER PRIMARY KEY, command TEXT, started_ns INTEGER, ended_ns INTEGER, report TEXT);
-CREATE TABLE rule(id INTEGER PRIMARY KEY, step TEXT, kind TEXT);
-CREATE TABLE batch(id INTEGER PRIMARY KEY, run INTEGER, settled_ns INTEGER);
-CREATE TABLE entry(id INTEGER PRIMARY KEY, rule INTEGER, source_db INTEGER, key BLOB, target BLOB,
-    read BLOB, written BLOB, expire_ms INTEGER, outcome INTEGER, error TEXT, hash INTEGER);
-"""
 _INSERT = (
     "INSERT INTO entry(rule, source_db, key, target, read, written, expire_ms, outcome, error, hash)"
     " VALUES(?,?,?,?,?,?,?,?,?,?)"
@@ -57,101 +54,6 @@ _COLUMNS = """e.id, b.run, e.rule, r.step, e.source_db, e.key, e.target, e.read,
     CASE WHEN b.settled_ns IS NULL THEN 0 ELSE e.outcome END, e.error, b.settled_ns"""
 _FROM = """FROM {entry} e JOIN batch b ON b.id = (SELECT max(id) FROM batch WHERE id <= e.id)
     JOIN rule r ON r.id = e.rule"""
-
-
-class Outcome(enum.StrEnum):
-    """The fate of one key.
-
-    `INTENDED` is never in a report: it stands in the ledger until the outcome is known, and stays there where an
-    intent was not carried out and the key was taken up again.
-    """
-
-    INTENDED = "intended"
-    COPIED = "copied"
-    UNCHANGED = "unchanged"
-    NEWER_TARGET_KEPT = "newer_target_kept"
-    EXPIRED = "expired"
-    CHANGED_WHILE_COPYING = "changed_while_copying"
-    SKIPPED = "skipped"
-    FAILED = "failed"
-
-
-_OUTCOMES = tuple(Outcome)
-#: What the `error` of an entry begins with where a copied key, or a part of it, is nothing that a tape can hold,
-#: and where it could not be put on the tape. Such entries tell of the landing alone: nothing is `written`.
-NO_TICKS, NOT_LANDED = "no ticks or bars: ", "not put on the tape: "
-#: The `error` of a copied entry whose value another server keeps in an encoding of its own: then `read` and `written`
-#: differ although nothing was merged into the target.
-REENCODED = "equal; the target's server keeps it in another encoding"
-#: In the place of a digest, `read` and `written`, of a key that was copied without being read: it is ours, but what it
-#: held is not known until a verify or a careful look has taken its digest.
-OPEN = b""
-#: Outcome → the number that stands for it in a Row.
-CODES = {outcome: code for code, outcome in enumerate(_OUTCOMES)}
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """What the ledger knows of one key from one run.
-
-    `read`: stands for the source when it was read, `written`: for what the target then held (a digest or a seal, see
-    dump.py, None where nothing was read or written, OPEN where it was copied without being read). `expire_ms`:
-    absolute expiry in ms, -1 for none, not known where they are OPEN. `settled_ns`: when the outcome was known, None
-    while it is only intended.
-    """
-
-    id: int
-    run: int
-    rule: int
-    step: str
-    source_db: int
-    key: bytes
-    target: bytes
-    read: bytes | None
-    written: bytes | None
-    expire_ms: int
-    outcome: Outcome
-    error: str | None
-    settled_ns: int | None
-
-    @property
-    def is_open(self) -> bool:
-        """Return whether the target is ours, but what it held when it was copied is not known."""
-        return self.written == OPEN
-
-
-class Known(msgspec.Struct, frozen=True):
-    """What the ledger says a target held when we last wrote it, and the digest of the source at that time."""
-
-    target: bytes
-    read: bytes | None
-    written: bytes
-    expire_ms: int
-    error: str | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Return whether the target is ours, but what it held when it was copied is not known."""
-        return self.written == OPEN
-
-
-class Run(msgspec.Struct, frozen=True):
-    """One run of a command with this ledger; `ended_ns` None: it is at work or was killed."""
-
-    id: int
-    command: str
-    started_ns: int
-    ended_ns: int | None
-    report: str | None
-
-
-#: What is written for one key: rule's index, source db, key, target, read, written, expire_ms, outcome's
-#: code, error, key_hash(source db, key). A plain tuple, because a million of them are made.
-Row = tuple[int, int, bytes, bytes, bytes | None, bytes | None, int, int, str | None, int]
-
-
-def key_hash(db: int, key: bytes) -> int:
-    """Return 32 bits that stand for a source key in the index; the key itself is compared too."""
-    return zlib.crc32(key, db)
 
 
 class Ledger:
@@ -184,9 +86,9 @@ class Ledger:
         path = Path(path)
         if mode == "r" and not path.exists():
             raise LedgerUnusable(f"there is no ledger {path}", hint="run a backfill first, or give --ledger")
-        lock_fd = _lock(path) if mode == "w" else None
+        lock_fd = lock(path) if mode == "w" else None
         try:
-            db = _connect(path, mode)
+            db = connect(path, mode)
             ledger = cls(path, db, lock_fd)
             last = [ledger._scalar(f"SELECT max(id) FROM {table}") for table in ("entry", "batch")]
             ledger._last_entry = max(*last, ledger._packs.last_id)
@@ -411,7 +313,7 @@ class Ledger:
                             found[key] = Known(*rows[0])
                             break
         except apsw.Error as error:
-            _raise(self.path, error)
+            refuse(self.path, error)
         return found
 
     def _looked_up(self) -> list[tuple[str, str]]:
@@ -428,7 +330,7 @@ class Ledger:
         try:
             return self._packs.copy_out(self._indexed)
         except apsw.Error as error:
-            _raise(self.path, error)
+            refuse(self.path, error)
 
     def find_now(self, db: int, key: bytes) -> Known | None:
         """Return what any run, this one included, last wrote for a source key. Reads the ledger through."""
@@ -454,7 +356,7 @@ class Ledger:
         if not first:
             return []
         rows = self._all(sql.replace("WHERE", f"WHERE e.id >= {first} AND"))
-        return [(row[0], msgspec.structs.replace(_entry(row[2:]), outcome=_OUTCOMES[row[1]])) for row in rows]
+        return [(row[0], msgspec.structs.replace(entry_of(row[2:]), outcome=OUTCOMES[row[1]])) for row in rows]
 
     def entries(self, *, run: int | None = None, step: str | None = None) -> Iterator[Entry]:
         """Yield all entries in the order in which they were written, of one run or step only if given."""
@@ -499,16 +401,16 @@ class Ledger:
                 FROM {source}) GROUP BY source_db, key) GROUP BY 1, 2"""
         counts: dict[str, dict[str, int]] = {}
         for step, code, number in self._all(sql):
-            counts.setdefault(step, {})[_OUTCOMES[code].value] = number
+            counts.setdefault(step, {})[OUTCOMES[code].value] = number
         return counts
 
     def _entries(self, clause: str, values: Sequence[Any] = (), source: str = "main.entry") -> Iterator[Entry]:
         sql = f"SELECT {_COLUMNS} {_FROM.format(entry=source)} {clause}"
         try:
             for row in self._db.execute(sql, values):
-                yield _entry(row)
+                yield entry_of(row)
         except apsw.Error as error:
-            _raise(self.path, error)
+            refuse(self.path, error)
 
     def _packed(self, name: bytes = b"") -> Iterator[Entry]:
         """Yield the keys in packs as entries; `name`: only of packs in which it occurs."""
@@ -516,12 +418,12 @@ class Ledger:
         try:
             for row, run, settled_ns in self._packs.entries(name):
                 id, rule, db, key, target, read, written, expire_ms, outcome, error, _hash = row
-                known = _OUTCOMES[outcome if settled_ns is not None else 0]
+                known = OUTCOMES[outcome if settled_ns is not None else 0]
                 yield Entry(
                     id, run, rule, steps[rule], db, key, target, read, written, expire_ms, known, error, settled_ns
                 )
         except apsw.Error as error:
-            _raise(self.path, error)
+            refuse(self.path, error)
 
     def _every_entry(self) -> str:
         return self._copied_out() if self._packs.any else "main.entry"
@@ -534,7 +436,7 @@ class Ledger:
                 with self._db:
                     more = next(steps, None) is not None
         except apsw.Error as error:
-            _raise(self.path, error)
+            refuse(self.path, error)
 
     def _index(self, last: int) -> None:
         # Only rows of earlier runs, so that this run's inserts do not touch it. `id <= N` is part of the
@@ -559,101 +461,15 @@ class Ledger:
             if not db.get_autocommit():  # SQLite has rolled back by itself when the disk is full
                 db.execute("ROLLBACK")
             if isinstance(error, apsw.Error):
-                _raise(self.path, error)
+                refuse(self.path, error)
             raise
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
             return list(self._db.execute(sql, values))
         except apsw.Error as error:
-            _raise(self.path, error)
+            refuse(self.path, error)
 
     def _scalar(self, sql: str, values: Sequence[Any] = ()) -> int:
         rows = self._all(sql, values)
         return int(rows[0][0] or 0) if rows else 0
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    values = dict(zip(Entry.__struct_fields__, row, strict=True))
-    return Entry(**{**values, "outcome": _OUTCOMES[row[10]]})
-
-
-def _lock(path: Path) -> int:
-    lock = path.with_name(path.name + ".lock")
-    try:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise LedgerUnusable(
-            f"ledger {path}: {error.strerror}", hint="give a path in a directory that can be written"
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise LedgerBusy(
-            f"another migrator is at work with ledger {path}",
-            hint="wait for it, or look at onetape migrate status",
-        ) from error
-    return fd
-
-
-def _connect(path: Path, mode: str) -> apsw.Connection:
-    if mode == "w" and not path.exists():  # nobody is to see a ledger that is half made, or be left with one by a kill
-        made = path.with_name(path.name + ".new")
-        for part in ("", "-wal", "-shm"):
-            made.with_name(made.name + part).unlink(missing_ok=True)
-        _connected(made, mode).close()
-        made.rename(path)
-    return _connected(path, mode)
-
-
-def _connected(path: Path, mode: str) -> apsw.Connection:
-    flags = apsw.SQLITE_OPEN_READONLY if mode == "r" else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    try:
-        db = apsw.Connection(str(path), flags=flags)
-    except apsw.Error as error:
-        _raise(path, error)
-    try:
-        db.set_busy_timeout(5000)
-        application, version = db.pragma("application_id"), db.pragma("user_version")
-        new = application == 0 and version == 0 and not db.pragma("schema_version")
-        if new and mode == "w":
-            db.pragma("journal_mode", "wal")
-        elif application != APPLICATION_ID:
-            raise LedgerUnusable(f"{path} is not a ledger", hint="give another path with --ledger")
-        elif version > FORMAT:
-            raise LedgerUnusable(f"ledger {path} has format {version}, newer than {FORMAT}", hint="update onetape")
-        if mode == "w" and version < FORMAT:
-            with db:
-                db.execute(_SCHEMA * new + packs.SCHEMA)
-                db.pragma("application_id", APPLICATION_ID)
-                db.pragma("user_version", FORMAT)
-        # What a killed process wrote is safe in the WAL; only a power cut can lose the last moments, and then
-        # the keys themselves still say what was copied.
-        db.pragma("synchronous", "normal")
-        # A checkpoint waits for the disk: with the usual 1,000 pages half the time of writing packs was that.
-        db.pragma("wal_autocheckpoint", 8000)
-        db.pragma("temp_store", "file")
-    except apsw.Error as error:
-        db.close()
-        _raise(path, error)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _raise(path: Path, error: apsw.Error) -> NoReturn:
-    if isinstance(error, apsw.FullError):
-        raise LedgerUnusable(
-            f"ledger {path}: the disk is full",
-            hint="free space and run again: what was intended is settled first, nothing is lost",
-        ) from error
-    if isinstance(error, (apsw.NotADBError, apsw.CorruptError)):
-        raise LedgerUnusable(
-            f"ledger {path} is damaged: {error}",
-            hint="move it away and run again: targets are compared with their sources anew",
-        ) from error
-    if isinstance(error, apsw.BusyError):
-        raise LedgerBusy(f"ledger {path} is locked", hint="another program has it open; close it") from error
-    raise LedgerUnusable(f"ledger {path}: {error}", hint="see that the path can be written") from error

@@ -21,7 +21,8 @@ import apsw
 import msgspec
 
 from onetape.errors import LedgerBusy, LedgerUnusable
-from onetape.migrate.ledger.ledger import CODES, OPEN, Ledger, Outcome, Row, key_hash
+from onetape.migrate.ledger.entry import CODES, OPEN, Outcome, Row, key_hash
+from onetape.migrate.ledger.ledger import Ledger
 
 #: "OTMM": tells a mirror's memory from any other SQLite file.
 APPLICATION_ID = 0x4F544D4D

@@ -20,8 +20,8 @@ from onetape.errors import EndpointError, LedgerBusy, OperatorBusy, PhaseRefused
 from onetape.migrate.backfill.fault_point import fault_point
 from onetape.migrate.copying.slice_decide import is_content_digest
 from onetape.migrate.landing.ticks import Lander
+from onetape.migrate.ledger.entry import Outcome as Fate
 from onetape.migrate.ledger.ledger import Ledger
-from onetape.migrate.ledger.ledger import Outcome as Fate
 from onetape.migrate.mirror import notify
 from onetape.migrate.mirror.bigs import Bigs
 from onetape.migrate.mirror.hints import Hints

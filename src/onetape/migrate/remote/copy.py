@@ -24,7 +24,8 @@ from onetape.migrate.copying.decide import Decided
 from onetape.migrate.copying.lane import Batch, Lane, Reading
 from onetape.migrate.keys.dump import digest
 from onetape.migrate.keys.payload import REFUSED_CONTENT, REFUSED_VERSION, told
-from onetape.migrate.ledger.ledger import REENCODED, Entry, Ledger, Outcome, Row
+from onetape.migrate.ledger.entry import REENCODED, Entry, Outcome, Row
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.remote.bridge import Bridge
 from onetape.migrate.remote.cluster import Cluster
 from onetape.migrate.remote.decide import decide_remote, found_equal, is_equal, unsure, would

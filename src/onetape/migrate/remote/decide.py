@@ -10,7 +10,7 @@ from onetape.migrate.copying.decide import Decided
 from onetape.migrate.copying.lane import Batch, Reading
 from onetape.migrate.keys import content
 from onetape.migrate.keys.dump import digest
-from onetape.migrate.ledger.ledger import REENCODED, Known
+from onetape.migrate.ledger.entry import REENCODED, Known
 from onetape.migrate.remote.bridge import OTHER_SERVER, Bridge
 from onetape.migrate.remote.lane import RemoteLane
 

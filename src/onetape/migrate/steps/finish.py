@@ -20,7 +20,7 @@ from onetape.migrate.copying.compare import Comparer
 from onetape.migrate.landing.hash_ticks import HashTickReader
 from onetape.migrate.landing.landing import TickLander
 from onetape.migrate.landing.merge import missing
-from onetape.migrate.ledger.ledger import NOT_LANDED, Outcome
+from onetape.migrate.ledger.entry import NOT_LANDED, Outcome
 from onetape.migrate.phases import phase as phases
 from onetape.migrate.phases import state as states
 from onetape.migrate.phases.helm import Helm

@@ -15,7 +15,8 @@ import msgspec
 
 from onetape.migrate.copying import decide
 from onetape.migrate.copying.decide import DIGEST_OPEN
-from onetape.migrate.ledger.ledger import NO_TICKS, NOT_LANDED, Entry, Ledger, Outcome, Row, key_hash
+from onetape.migrate.ledger.entry import NO_TICKS, NOT_LANDED, Entry, Outcome, Row, key_hash
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.report import key_text
 from onetape.migrate.steps.force import TOO_BIG, Done, Forcer, Order

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import apsw
 
-from onetape.migrate.ledger.ledger import NO_TICKS, NOT_LANDED, Ledger, Outcome
+from onetape.migrate.ledger.entry import NO_TICKS, NOT_LANDED, Outcome
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.verifying.twins import Twin
 
 _PAGE = 1000

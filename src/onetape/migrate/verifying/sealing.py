@@ -10,7 +10,8 @@ from typing import Any
 
 from onetape.migrate.copying import decide
 from onetape.migrate.keys.dump import digest
-from onetape.migrate.ledger.ledger import Ledger, Row, key_hash
+from onetape.migrate.ledger.entry import Row, key_hash
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.ledger.pack import Sealed
 from onetape.migrate.ledger.packs import FOUND_EQUAL
 from onetape.migrate.plans.plan import Plan

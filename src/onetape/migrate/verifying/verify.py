@@ -18,7 +18,8 @@ from itertools import groupby
 
 from onetape.migrate.copying.decide import DIGEST_OPEN, MERGED_INTO, SLACK_BEFORE_7_MS
 from onetape.migrate.keys import content, dump
-from onetape.migrate.ledger.ledger import NO_TICKS, NOT_LANDED, REENCODED, Entry, Ledger, Outcome
+from onetape.migrate.ledger.entry import NO_TICKS, NOT_LANDED, REENCODED, Entry, Outcome
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.plans.origin import Origin, Origins
 from onetape.migrate.plans.plan import Matcher, Plan, Rule
 from onetape.migrate.verifying.pairs import NO_SOURCE, Batch, Checker

@@ -8,7 +8,8 @@ import msgspec
 
 from onetape import clock
 from onetape.errors import EndpointError, LedgerUnusable, StateLost
-from onetape.migrate.ledger.ledger import Entry, Ledger, Run
+from onetape.migrate.ledger.entry import Entry, Run
+from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.phases import state as states
 from onetape.migrate.phases.helm import Helm
 from onetape.migrate.phases.history import History, Transition
