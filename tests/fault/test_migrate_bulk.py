@@ -19,7 +19,8 @@ from tests.legacy_keys import clients, content, differences, fill, new_name
 from tests.other_servers import binary
 
 from onetape.embedded import EmbeddedServer
-from onetape.migrate import Ledger, Migration, backfill
+from onetape.migrate import Ledger, Migration
+from onetape.migrate.backfill import backfill
 from onetape.migrate.copying import bulk
 from onetape.migrate.copying.bulk import BulkCopier
 from onetape.migrate.copying.decide import DIGEST_OPEN
