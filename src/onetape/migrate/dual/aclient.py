@@ -22,11 +22,12 @@ from onetape.migrate.dual import forks
 from onetape.migrate.dual.alane import AsyncLane, AsyncLanes
 from onetape.migrate.dual.client import called_back, encoding
 from onetape.migrate.dual.commands import word
-from onetape.migrate.dual.exchange import Exchange, Steps, Wire
+from onetape.migrate.dual.exchange import Exchange
 from onetape.migrate.dual.heartbeat import EVERY_S, Beat
 from onetape.migrate.dual.mapping import Mapped, Mapper, OnUnmapped, Part
 from onetape.migrate.dual.pipeline import answers, map_all, parts_of, watch
 from onetape.migrate.dual.status import DualStatus, status_of
+from onetape.migrate.dual.step import Steps, Wire
 from onetape.migrate.plans.plan import DOCUMENTED, Plan
 from onetape.migrate.routes import Routes
 

@@ -12,8 +12,8 @@ from redis.asyncio.connection import AbstractConnection, BlockingConnectionPool,
 from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from onetape.migrate.dual.exchange import Send, Steps
 from onetape.migrate.dual.lane import Track, reader_of
+from onetape.migrate.dual.step import Send, Steps
 
 
 class AsyncLane(Track):

@@ -14,12 +14,13 @@ from redis.exceptions import RedisError, ResponseError
 
 from onetape.errors import OnetapeError
 from onetape.migrate.dual import forks
-from onetape.migrate.dual.exchange import Exchange, Steps
+from onetape.migrate.dual.exchange import Exchange
 from onetape.migrate.dual.heartbeat import Beat, Heartbeat
 from onetape.migrate.dual.lane import Lane, Lanes
 from onetape.migrate.dual.mapping import Mapped, Mapper, OnUnmapped
 from onetape.migrate.dual.pipeline import DualPipeline
 from onetape.migrate.dual.status import DualStatus, status_of
+from onetape.migrate.dual.step import Steps
 from onetape.migrate.plans.plan import DOCUMENTED, Plan
 from onetape.migrate.routes import Routes
 

@@ -13,24 +13,25 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 from redis.exceptions import ExecAbortError, RedisError, WatchError
 
-from onetape.clock import now_ns
 from onetape.errors import OnetapeError, PhaseRefused, StateMoved
 from onetape.migrate.dual.commands import word
 from onetape.migrate.dual.known import Known, Pair, pair
 from onetape.migrate.dual.look import big_ones, first_look, judge, second_look
 from onetape.migrate.dual.mapping import Mapped, Mapper, Part
+from onetape.migrate.dual.server_clock import ServerClock
+from onetape.migrate.dual.settling import ms, names, settled, text
+from onetape.migrate.dual.step import Send, Steps, Wire
 from onetape.migrate.dual.weave import (
     Check,
     Facts,
     Look,
     Woven,
-    alike,
     field_of,
     renamed,
     side_read,
@@ -52,37 +53,6 @@ ATTEMPTS = 30
 _WAITS_S = (0.001, 0.05)
 #: The longest single BLOCK of a read, ms: then it looks whether the phase is still the same.
 _BLOCK_MS = 1000
-#: So old may what is known of the server's time be, s.
-_CLOCK_S = 3.0
-
-
-class Send(NamedTuple):
-    """What a lane is to send, and how many replies come: raw ones, then `decoded` as the client decodes, then raw."""
-
-    packed: bytes
-    before: int
-    decoded: int = 0
-    after: int = 0
-
-
-class Wire(Protocol):
-    """What the steps need of a connection."""
-
-    armed: bool
-    raw: bytes | None
-    noted: bool
-    state: State | None
-    greeted: bool
-    frozen: bool
-    resp3: bool
-    watching: bool
-    decodes: bool
-
-    def pack(self, *args: Any) -> bytes:
-        """Return a command packed."""
-
-
-Steps = Generator[Send | float, list[Any], Any]
 
 
 class Counts(msgspec.Struct):
@@ -99,31 +69,6 @@ class Counts(msgspec.Struct):
     healed: int = 0
     lost: int = 0
     state_lost: int = 0
-
-
-class ServerClock:
-    """The server's time, which operators go by: our own clock may be wrong, or be set while we run."""
-
-    def __init__(self) -> None:
-        self._ahead_ms: float | None = None
-        self._noted_s = float("-inf")
-
-    def note(self, reply: Any) -> None:
-        """Take in a reply to TIME; an error, where a user may not ask, leaves all as it is."""
-        if isinstance(reply, list | tuple):
-            self._noted_s = time.monotonic()
-            self._ahead_ms = int(reply[0]) * 1000 + int(reply[1]) // 1000 - self._noted_s * 1000
-
-    @property
-    def is_old(self) -> bool:
-        """Return whether the server should be asked again."""
-        return time.monotonic() - self._noted_s > _CLOCK_S
-
-    def now_ms(self) -> int:
-        """Return the server's time, ms since the epoch; ours where it was never told."""
-        if self._ahead_ms is None:
-            return now_ns() // 1_000_000
-        return round(time.monotonic() * 1000 + self._ahead_ms)
 
 
 class Exchange:
@@ -302,10 +247,7 @@ class Exchange:
         generation: int, phase: Phase,
     ) -> Steps:  # fmt: skip
         """Look at the replies of a transaction that was carried out, and repair what is not equal after it."""
-        mine = self._settle(parts, woven, replies, generation, phase)
-        wrong: list[Route] = []
-        if isinstance(mine, tuple):
-            mine, wrong, why = mine
+        mine, wrong, why = settled(self.known, parts, woven, replies, generation, phase)
         # It was carried out. From here on no error may reach the caller, who would do it once more.
         try:
             self.note(lane, raw)
@@ -326,65 +268,6 @@ class Exchange:
             yield from self.heal(lane, list(owed.values()), why)
             for place in owed:
                 self.owed.pop(place, None)
-
-    def _settle(
-        self, parts: Sequence[Part], woven: Woven, replies: list[Any], generation: int, phase: Phase
-    ) -> list[Any] | tuple[list[Any], list[Route], str]:
-        """Look at the other side's replies, remember what is equal; return the parts' replies, and what is not."""
-        mine = [replies[at] for at in woven.replies]
-        wrong: dict[Pair, Route] = {}
-        why = ""
-        for check in woven.checks:
-            reply = replies[check.at]
-            if check.rule == "fine":
-                failed_too = check.part >= 0 and isinstance(mine[check.part], Exception)
-                bad = isinstance(reply, Exception) and not failed_too
-            elif check.rule == "time":
-                bad = _ms(replies[check.part]) != _ms(reply)
-            elif check.rule == "errors":
-                bad = isinstance(reply, Exception) != isinstance(mine[check.part], Exception)
-            elif check.rule == "alike":
-                part = parts[check.part]
-                bad = not _alike(part, mine[check.part], reply, phase)
-            else:
-                own = mine[check.part]
-                bad = not (own is None or isinstance(own, Exception) or _same_id(own, reply))
-            if bad and check.rule == "time":
-                wrong.update({pair(route): route for route in check.routes})
-            elif bad:
-                why = why or (str(reply) if isinstance(reply, Exception) else "the two sides replied differently")
-                wrong.update({pair(route): route for route in check.routes})
-        failed = {pair(r) for part, reply in zip(parts, mine, strict=True)
-                  if isinstance(reply, Exception) and part.form == "both" for r in part.written()}  # fmt: skip
-        if failed and len(parts) > 1:
-            relied = self._relied(parts, mine, woven, failed)
-            if relied:
-                why = why or "a command failed that a later one of the same transaction went by"
-                wrong.update(relied)
-        equal: Iterable[Route] = woven.equal
-        if wrong:
-            equal = [route for route in equal if pair(route) not in wrong]
-        if failed:
-            equal = [route for route in equal if pair(route) not in failed or route in self.known]
-        self.known.add(equal, generation)
-        if wrong:
-            self.known.drop(wrong.values())
-            return mine, list(wrong.values()), why
-        return mine
-
-    def _relied(self, parts: Sequence[Part], replies: list[Any], woven: Woven, failed: set[Pair]) -> dict[Pair, Route]:
-        """Return what was written on both sides because a command before it would have made them equal, and failed."""
-        anew = {pair(route) for check in woven.checks if check.part < 0 for route in check.routes}
-        doubtful = {place for place in failed - anew if place not in self.known.pairs}
-        relied: dict[Pair, Route] = {}
-        for part, reply in zip(parts, replies, strict=True):
-            if part.form != "both" or part.reads or isinstance(reply, Exception):
-                continue
-            if part.way in ("set", "relative"):
-                doubtful -= {pair(route) for route in part.written()}
-            elif any(pair(key.route) in doubtful for key in part.keys):
-                relied.update({pair(route): route for route in part.written() if pair(route) not in anew})
-        return relied
 
     def _count(self, parts: Sequence[Part], woven: Woven, looked: Mapping[Pair, Look]) -> None:
         counts = self.counts
@@ -449,7 +332,7 @@ class Exchange:
         for part, reply in zip(asked, replies[2::3], strict=True):
             if isinstance(reply, Exception):
                 raise reply
-            kind = _text(reply)
+            kind = text(reply)
             types[id(part)] = None if kind == "none" else kind
         found: list[Part] = []
         for part in parts:
@@ -464,7 +347,7 @@ class Exchange:
         replies = yield Send(lane.pack("TIME"), 1)
         if isinstance(replies[0], Exception):
             raise replies[0]
-        return _ms(replies[0])
+        return ms(replies[0])
 
     def _look(self, lane: Wire, parts: Sequence[Part]) -> Steps:
         """Return what to do about the pairs that are not known."""
@@ -709,7 +592,7 @@ class Exchange:
         if part.command is not None and part.command.names:
             for side in ("old", "new"):
                 if side != part.given:
-                    reply = renamed(reply, _names(part, side))
+                    reply = renamed(reply, names(part, side))
         return reply
 
 
@@ -717,40 +600,6 @@ def _phase_of(lane: Wire) -> Phase:
     if lane.state is None:
         return Phase.PLANNED
     return lane.state.phase if lane.raw is not None else without(lane.state).phase
-
-
-def _alike(part: Part, own: Any, reply: Any, phase: Phase) -> bool:
-    if part.command is not None and part.command.names:
-        primary, other = sides(phase)
-        own, reply = renamed(own, _names(part, primary)), renamed(reply, _names(part, other or primary))
-    return alike(own, reply)
-
-
-def _names(part: Part, side: str) -> dict[Any, Any]:
-    """Return the names of a part's keys on one side → as the caller wrote them, as bytes and as text."""
-    names: dict[Any, Any] = {}
-    for key in part.keys:
-        name = key.route.old_key if side == "old" else key.route.new_key
-        given = key.route.old_key if part.given == "old" else key.route.new_key
-        names[name] = given
-        try:
-            names[name.decode()] = given.decode()
-        except UnicodeDecodeError:
-            pass
-    return names
-
-
-def _ms(time_reply: Any) -> int:
-    seconds, micros = time_reply
-    return int(seconds) * 1000 + int(micros) // 1000
-
-
-def _same_id(own: Any, reply: Any) -> bool:
-    return not isinstance(reply, Exception) and _text(own) == _text(reply)
-
-
-def _text(reply: Any) -> str:
-    return reply.decode() if isinstance(reply, bytes) else str(reply)
 
 
 def _timeout(part: Part) -> float | None:
@@ -785,9 +634,6 @@ def _is_frozen(hello: Any) -> bool:
         hello = dict(zip(hello[::2], hello[1::2], strict=False))
     if not isinstance(hello, dict):
         return False
-    facts = {_text(name): value for name, value in hello.items()}
-    version = tuple(int(one) for one in _text(facts.get("version", "0")).split(".")[:2] if one.isdecimal())
-    return _text(facts.get("server", "")) == "valkey" or version >= (7, 2)
-
-
-__all__ = ["ATTEMPTS", "Counts", "Exchange", "Wire", "Send", "Steps"]
+    facts = {text(name): value for name, value in hello.items()}
+    version = tuple(int(one) for one in text(facts.get("version", "0")).split(".")[:2] if one.isdecimal())
+    return text(facts.get("server", "")) == "valkey" or version >= (7, 2)

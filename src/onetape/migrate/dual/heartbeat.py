@@ -19,7 +19,8 @@ import redis
 from redis.exceptions import RedisError
 
 from onetape.errors import OnetapeError
-from onetape.migrate.dual.exchange import Exchange, Send, Steps, Wire
+from onetape.migrate.dual.exchange import Exchange
+from onetape.migrate.dual.step import Send, Steps, Wire
 from onetape.migrate.wire.endpoint import pack
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import hiredis
 from redis.connection import AbstractConnection, BlockingConnectionPool, ConnectionPool, HiredisRespSerializer
 from redis.exceptions import ConnectionError, MaxConnectionsError, ResponseError, TimeoutError
 
-from onetape.migrate.dual.exchange import Send, Steps
+from onetape.migrate.dual.step import Send, Steps
 from onetape.migrate.phases.state import State
 
 #: Types of replies that need no second look: all but errors, messages that the server pushes, and that bytes miss.

@@ -10,9 +10,10 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError, Timeout
 
 from onetape.errors import CommandUnmapped
 from onetape.migrate.dual.commands import word
-from onetape.migrate.dual.exchange import Exchange, Send, Steps, Wire
+from onetape.migrate.dual.exchange import Exchange
 from onetape.migrate.dual.lane import Lane
 from onetape.migrate.dual.mapping import Mapped, Mapper, Part
+from onetape.migrate.dual.step import Send, Steps, Wire
 
 if TYPE_CHECKING:
     from onetape.migrate.dual.client import DualRedis
