@@ -29,7 +29,6 @@ from onetape.clock import Time, now_ns
 from onetape.errors import (
     ConfigInvalid,
     CursorConflict,
-    InvalidRecord,
     TapeBusy,
     TapeClosed,
     TapeDamaged,
@@ -47,6 +46,8 @@ from onetape.steady import merged
 from onetape.steady.back import Back
 from onetape.steady.beat import SteadyBeat
 from onetape.steady.follower import SteadyFollower
+from onetape.steady.held import put, valid
+from onetape.steady.place import FileId, Place
 from onetape.steady.ring import Cursor, Held, Ring
 from onetape.store import table
 from onetape.store.journal import Identity
@@ -97,6 +98,7 @@ class SteadyTape:
                 f"ring_records = {ring_records}, retry_s = {retry_s}", hint="at least 1 record, and above 0 s"
             )
         self.path = Path(os.path.realpath(path))
+        self._place = Place(self.path)
         self._options = {**options, "busy_timeout_ms": busy_timeout_ms}
         self._retry_s = retry_s
         self._ring = Ring(ring_records)
@@ -108,7 +110,7 @@ class SteadyTape:
         self._cursors: dict[str, str | None] = {}
         self._known: dict[str, Tick] = {}
         self._tape: Tape | None = None
-        self._file: tuple[int, int] | None = None
+        self._file: FileId | None = None
         self._reason: str | None = None
         self._damaged: tuple[int, ...] | None = None
         self._vanished = False
@@ -211,15 +213,15 @@ class SteadyTape:
         if self._reason is None:
             tape, file = self._tape, self._file
             try:
-                self._same_file()
+                self._place.check(self._file)
                 assert tape is not None
                 done = tape.append(records, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
                 if done.stored == (1 if isinstance(records, Tick | Bar) else len(records)):
                     self._remember(records)  # all of them: none of them is in quarantine
-                if not self._replaced(file):
+                if not self._place.holds_another(file):
                     return done
                 given = done.first
-                self._same_file()
+                self._place.check(self._file)
             except AWAY as error:
                 self._go_away(error, tape)
         found = [records] if isinstance(records, Tick | Bar) else list(records)
@@ -239,13 +241,13 @@ class SteadyTape:
         if self._reason is None:
             tape, file = self._tape, self._file
             try:
-                self._same_file()
+                self._place.check(self._file)
                 assert tape is not None
                 done = tape.append_table(data, batch=batch, ids=ids, cursor=cursor, on_invalid=on_invalid)
-                if not self._replaced(file):
+                if not self._place.holds_another(file):
                     return done
                 given = done.first
-                self._same_file()
+                self._place.check(self._file)
             except AWAY as error:
                 self._go_away(error, tape)
         found = table.from_table(data)
@@ -390,7 +392,7 @@ class SteadyTape:
             tape = self._tape
             try:
                 if self._reason is None:
-                    self._same_file()
+                    self._place.check(self._file)
                     self._back.prune(self._following())
                     return True
                 if not self._may_return():
@@ -398,7 +400,7 @@ class SteadyTape:
                 self._open()
                 assert self._tape is not None
                 tape = self._tape
-                self._same_file()
+                self._place.check(self._file)
                 head = tape.head
                 for follower in self._following():
                     follower.begin(head)  # "from now" was said while there was no tape to say where that is
@@ -439,30 +441,9 @@ class SteadyTape:
     def _open(self) -> None:
         if self._tape is None:
             made = tapes.open(self.path, **self._options)
-            self._tape, self._file = made, _identity(self.path)
+            self._tape, self._file = made, self._place.file()
             with contextlib.suppress(TapeError):
                 self._known = merged.latest(self._known.values(), made.latest().values())
-
-    def _same_file(self) -> None:
-        """Raise TapeMissing where the file that is open is not the one at the path any more."""
-        try:
-            found = os.stat(self.path)  # noqa: PTH116  (at each append: a microsecond, of a Path two)
-        except OSError as error:
-            raise TapeMissing(f"{self.path} is gone: {error.strerror}", hint="bring it back") from error
-        if (found.st_dev, found.st_ino) != self._file:
-            raise TapeMissing(f"{self.path} was replaced by another file", hint="it is opened by itself")
-
-    def _replaced(self, file: tuple[int, int] | None) -> bool:
-        """Return whether another file is at the path now: an append that waited for its lock went into the old one.
-
-        Where there is none it may be the same that comes back, with what was appended. A follower that was just reading
-        the old file may give such a record from both.
-        """
-        try:
-            found = os.stat(self.path)  # noqa: PTH116  (as above)
-        except OSError:
-            return False
-        return (found.st_dev, found.st_ino) != file
 
     def _go_away(self, error: Exception, tape: Tape | None) -> None:
         """Hold records from now on, because of what using `tape` said; unless another was opened meanwhile."""
@@ -478,7 +459,7 @@ class SteadyTape:
                 self._vanished = True
             if isinstance(error, TapeDamaged | TapeUnusable):
                 with contextlib.suppress(OSError):
-                    self._damaged = _stamp(self.path)
+                    self._damaged = self._place.stamp()
             if not isinstance(error, TapeBusy | TapeFull) and tape is self._tape:
                 self._let_go()
             following = list(self._followers)
@@ -507,9 +488,9 @@ class SteadyTape:
         if self._vanished and not self.path.exists():
             return False
         if self._damaged is not None and self.path.exists():
-            if _stamp(self.path) == self._damaged:
+            if self._place.stamp() == self._damaged:
                 return False
-            self._damaged = _stamp(self.path)
+            self._damaged = self._place.stamp()
             checked = care.doctor(self.path)
             if not checked.healthy:
                 self._reason = f"{self.path} is damaged still: {checked.problems[0].message}"
@@ -518,7 +499,7 @@ class SteadyTape:
 
     def _write_back(self, tape: Tape) -> None:
         """Store what is first of what is held. Raises what says that the tape is away again."""
-        self._same_file()
+        self._place.check(self._file)
         run = self._ring.first([follower.held_from for follower in self._following()])
         if not run:
             return
@@ -530,39 +511,15 @@ class SteadyTape:
 
     def _store(self, tape: Tape, run: list[Held]) -> None:
         with self._back.storing:
-            done = self._stored(tape, run)
-            self._same_file()  # it may have waited for a lock, and the file was replaced meanwhile: it is stored again
+            done, refused = put(tape, run)
+            self._refused += refused
+            self._place.check(
+                self._file
+            )  # it may have waited for a lock, and the file was replaced meanwhile: it is stored again
             if done is not None and done.last >= done.first:
                 self._back.add(done.first, done.last, run[-1].number)
                 self._written_back += done.stored
             self._ring.remove(run)
-
-    def _stored(self, tape: Tape, run: list[Held]) -> SeqRange | None:
-        first, last = run[0], run[-1]
-        cursor = None
-        if first.cursor is not None and last.cursor is not None:
-            cursor = (first.cursor[0], first.cursor[1], last.cursor[2])
-        records = [record for held in run for record in held.records]
-        try:
-            if cursor is None and len(run) > 1:
-                batch: str | None = f"{first.batch}+{len(run)}"
-            else:
-                batch = first.batch
-            return tape.append(records, batch=batch, ids=first.ids, cursor=cursor, on_invalid="quarantine")
-        except CursorConflict as error:
-            assert cursor is not None
-            if tape.cursor(cursor[0]) == cursor[2]:
-                return None  # it was stored, and the answer was lost
-            if len(run) > 1:
-                raise
-            # The source gives again what comes behind the tape's cursor: it is told by its next append.
-            log.error("%s: %d held records are left to their source, which gives them again: %s", cursor[0],
-                      len(records), error)  # fmt: skip
-            return None
-        except (InvalidRecord, ConfigInvalid) as error:
-            self._refused += len(records)
-            log.error("%d held records are refused by the tape: %s", len(records), error)
-            return None
 
     def _hold(
         self,
@@ -582,12 +539,12 @@ class SteadyTape:
         Identity(batch, ids, cursor).check(len(records))
         if on_invalid not in ("raise", "quarantine"):
             raise ConfigInvalid(f"on_invalid = {on_invalid!r}", hint="it is 'raise' or 'quarantine'")
-        good = _checked(records, raising=on_invalid != "quarantine")
+        good = valid(records, raising=on_invalid != "quarantine")
         with self._lock:
             tape = self._tape
             if self._reason is None and tape is not None:  # it came back just now
                 try:
-                    self._same_file()
+                    self._place.check(self._file)
                     return tape.append(
                         list(records),
                         batch=batch,
@@ -648,29 +605,3 @@ class SteadyTape:
     def _ended(self, subscription: Subscription) -> None:
         with contextlib.suppress(ValueError):
             self._subscriptions.remove(subscription)
-
-
-def _checked(records: Sequence[Tick | Bar], *, raising: bool) -> list[Tick | Bar]:
-    """Return the valid records. Raises InvalidRecord for the first that is not, where it is to."""
-    good: list[Tick | Bar] = []
-    for index, record in enumerate(records):
-        try:
-            for kind, _, run in table.split_by_kind([record]):
-                for problem in table.from_records(run, kind, index).problems():
-                    raise InvalidRecord(index, problem.field, problem.value, problem.why)
-            good.append(record)
-        except InvalidRecord:
-            if raising:
-                raise
-    return good
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Return what changes when somebody changes the file."""
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
