@@ -210,10 +210,9 @@ class SafeRedisConsolidator:
         close_redis_clients()
 
     def _plan(self) -> Plan:
-        from onetape.migrate.plans.plan import Plan
+        from onetape.migrate.plans.named import plan_of
 
-        plan = Plan.load()
-        return plan if self._settings.target_db is None else plan.with_target(self._settings.target_db)
+        return plan_of(self._settings, documented=True)
 
     @contextmanager
     def _migration(
@@ -225,11 +224,11 @@ class SafeRedisConsolidator:
         A ledger belongs to one plan: `part` names that of a plan which is not the documented one.
         """
         from onetape.migrate.migration import Migration
-        from onetape.store.layout import ledger_path
+        from onetape.migrate.plans.named import ledger_of
         from onetape.tape import open as open_tape
 
         settings = self._settings
-        ledger = settings.ledger or ledger_path(settings.tape)
+        ledger = ledger_of(settings)
         if part:
             ledger = ledger.with_name(f"{ledger.name}-{part}")
         with ExitStack() as stack:

@@ -31,14 +31,10 @@ def chosen(
 ) -> tuple[Settings, Plan, Path]:
     """Return the settings, the plan and the ledger's path that the options and the configuration name."""
     from onetape import config
-    from onetape.migrate.plans.plan import Plan
-    from onetape.store.layout import ledger_path
+    from onetape.migrate.plans.named import ledger_of, plan_of
 
     settings = config.load(redis_url=redis, plan=plan_file, target_db=target_db, ledger=ledger, tape=tape)
-    plan = Plan.load(settings.plan)
-    if settings.target_db is not None:
-        plan = plan.with_target(settings.target_db)
-    return settings, plan, settings.ledger or ledger_path(settings.tape)
+    return settings, plan_of(settings), ledger_of(settings)
 
 
 def helm(

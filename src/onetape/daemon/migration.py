@@ -8,9 +8,8 @@ from typing import Any
 
 from onetape.config import Settings
 from onetape.migrate.phases.helm import Helm
-from onetape.migrate.plans.plan import Plan
+from onetape.migrate.plans.named import ledger_of, plan_of
 from onetape.migrate.watching.view import Viewer
-from onetape.store import layout
 
 _EVERY_S = 1.0
 _TIMEOUT_S = 2.0
@@ -52,8 +51,4 @@ class Shown:
 
     def _made(self) -> Viewer:
         settings = self._settings
-        plan = Plan.load(settings.plan)
-        if settings.target_db is not None:
-            plan = plan.with_target(settings.target_db)
-        ledger = settings.ledger or layout.ledger_path(settings.tape)
-        return Viewer(Helm(settings.redis_url, plan, ledger, timeout_s=_TIMEOUT_S))
+        return Viewer(Helm(settings.redis_url, plan_of(settings), ledger_of(settings), timeout_s=_TIMEOUT_S))

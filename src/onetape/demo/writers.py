@@ -6,21 +6,16 @@ looked for in the target and on the tape, number by number. The process cannot o
 
 from __future__ import annotations
 
-import ctypes
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-import onetape
 from onetape.demo.legacy_ticks import feed_of, fields
+from onetape.demo.process import Process, until_told
 from onetape.demo.simulator import Walk
 from onetape.errors import MigrationError
 from onetape.migrate.wire.endpoint import Argument, Endpoint
@@ -29,9 +24,7 @@ from onetape.migrate.wire.endpoint import Argument, Endpoint
 BEAT_S = 0.025
 _STREAMS_A_BEAT, _HASHES_A_BEAT, _INDICATORS_A_BEAT = 4, 2, 2
 _EXPIRY_S = 3_600
-_STOP_TIMEOUT_S = 15.0
 _NEW_STREAMS = 4
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _T = TypeVar("_T")
 
 
@@ -62,43 +55,13 @@ class Writers:
     """The writers' process. Start it in the thread that lives as long as it should; the kernel ends it with that."""
 
     def __init__(self, orders: Orders) -> None:
-        source = Path(onetape.__file__).parent.parent  # an installed package, or a source tree that is not
-        path = os.pathsep.join(filter(None, (str(source), os.environ.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "onetape.demo.writers", msgspec.json.encode(orders).decode()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-
-    @property
-    def pid(self) -> int:
-        """Return the process id."""
-        return self._process.pid
+        self._process = Process("onetape.demo.writers", orders)
+        self.pid = self._process.pid
+        self.kill = self._process.kill
 
     def stop(self) -> Tally:
         """Let the writers finish what they are at, end them, and return what they wrote. Raises MigrationError."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            told, wrong = self._process.communicate(timeout=_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise MigrationError("the writers did not stop", hint="run the demo again") from None
-        if self._process.returncode != 0:
-            why = wrong.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no reason given"]
-            raise MigrationError(f"the writers ended with {self._process.returncode}: {why[0]}")
-        return msgspec.json.decode(told, type=Tally)
-
-    def kill(self) -> None:
-        """End them at once. May be called twice."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
+        return msgspec.json.decode(self._process.stop(), type=Tally)
 
 
 class Desk:
@@ -194,17 +157,11 @@ def _turn(of: Sequence[_T], number: int, count: int) -> list[_T]:
 def main(told: str) -> int:
     """Write until SIGTERM; then print what was written."""
     orders = msgspec.json.decode(told, type=Orders)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the demo: it stops us when it is ready
-    if ctypes.CDLL(None, use_errno=True).prctl(_DIE_WITH_PARENT, signal.SIGKILL) != 0:
-        raise MigrationError("prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != orders.parent:  # it died before the kernel knew
-        return 1
-    stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
+    goes_on = until_told(orders.parent)
     desk, started = Desk(orders), time.monotonic()
     with Endpoint.connect(orders.url) as endpoint:
         number, due_s = 0, started
-        while not stopping:
+        while goes_on():
             _send(endpoint, desk, desk.beat(number))
             number += 1
             now_s = time.monotonic()

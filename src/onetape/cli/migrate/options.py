@@ -82,17 +82,13 @@ def migration_of(
 ) -> Migration:
     """Return the migration that the settings name."""
     from onetape.migrate.migration import Migration
-    from onetape.migrate.plans.plan import Plan
-    from onetape.store.layout import ledger_path
+    from onetape.migrate.plans.named import ledger_of, plan_of
 
-    chosen = Plan.load(settings.plan)
-    if settings.target_db is not None:
-        chosen = chosen.with_target(settings.target_db)
     return Migration(
         settings.redis_url,
         target_url=target,
-        plan=chosen,
-        ledger_path=settings.ledger or ledger_path(settings.tape),
+        plan=plan_of(settings),
+        ledger_path=ledger_of(settings),
         tape=tape,
         report_dir=report_dir,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from onetape.demo.live.names import KEYS, symbol
-from onetape.demo.live.process import until_told
+from onetape.demo.process import until_told
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.reader import Reader
 

@@ -19,8 +19,8 @@ from onetape.demo import legacy, market
 from onetape.demo.live import reader as readers
 from onetape.demo.live import writer as writers
 from onetape.demo.live.check import check, check_tape
-from onetape.demo.live.process import Process
 from onetape.demo.place import Place
+from onetape.demo.process import Process
 from onetape.demo.telling import Telling, outcomes
 from onetape.embedded import EmbeddedServer
 from onetape.errors import GateRefused, MigrationError

@@ -17,7 +17,7 @@ import msgspec
 
 from onetape.demo.legacy_ticks import feed_of, fields
 from onetape.demo.live.names import KEYS, symbol
-from onetape.demo.live.process import until_told
+from onetape.demo.process import until_told
 from onetape.demo.simulator import Walk
 from onetape.migrate.dual import DualRedis
 

@@ -1,4 +1,4 @@
-"""A process of the story: started with its orders, ended with a signal, and gone when the story is."""
+"""A process of a story: started with its orders, ended with a signal, and gone when the story is."""
 
 from __future__ import annotations
 
