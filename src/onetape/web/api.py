@@ -192,7 +192,7 @@ def _replay(system: System, name: str, act: models.Act) -> dict[str, Any]:
         raise Refused("not_possible", f"{name} is no replay", "only a replay can be paused or moved")
     value = act.value
     if act.action in ("seek", "speed") and (value is None or not math.isfinite(value) or value < 0):
-        raise Refused("invalid", f"{act.action} with value {value}", "seek takes a time in ms, speed a factor above 0")
+        raise Refused("invalid", f"{act.action} with value {value}", "seek takes a time in ms, speed a factor, 0 for as fast as possible")
     try:
         if act.action == "pause":
             source.pause()

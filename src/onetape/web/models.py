@@ -37,10 +37,11 @@ class Symbol(BaseModel):
 
 
 class Symbols(BaseModel):
-    """Symbols by name."""
+    """Symbols by name. books: those of which a source keeps an order book, whatever was sought."""
 
     symbols: list[Symbol]
     more: bool
+    books: list[str]
 
 
 class Candles(BaseModel):

@@ -54,13 +54,14 @@ class Views:
         self._lately = Lately()
 
     def symbols(self, sought: str, limit: int) -> dict[str, Any]:
-        """Return symbols whose name has `sought`, those that begin with it first."""
+        """Return symbols whose name has `sought`, those that begin with it first; and all that have an order book."""
         wanted = sought.strip().casefold()
         names = sorted(
             (name for name in self._known.all() if not name.startswith(OWN_SYMBOLS) and wanted in name.casefold()),
             key=lambda name: (not name.casefold().startswith(wanted), name),
         )
-        return {"symbols": [self._symbol(name) for name in names[:limit]], "more": len(names) > limit}
+        found = [self._symbol(name) for name in names[:limit]]
+        return {"symbols": found, "more": len(names) > limit, "books": sorted(self._system.books())}
 
     def _symbol(self, name: str) -> dict[str, Any]:
         info = self._known.all()[name]

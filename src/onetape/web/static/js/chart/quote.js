@@ -48,12 +48,13 @@ export function quoteCard() {
   };
 }
 
-/** The ladder: asks above, bids below, the best in the middle. Shown only where a source keeps a book. */
+/** The ladder: asks above, bids below, the best in the middle. Shown, and asked for, only where a source keeps a book. */
 export function depthCard() {
   const body = el("div", { class: "ladder" });
   const node = card("Depth", body);
   node.hidden = true;
   let askAgainAt = 0;
+  let books = new Set();
   const row = (kind, [level, size, orders], most, digits) => {
     const line = el("div", { class: `level ${kind}` },
       el("span", { text: price(level, digits) }), el("span", { text: short(size) }), el("small", { text: orders ? `${orders}` : "" }));
@@ -63,7 +64,9 @@ export function depthCard() {
   return {
     node,
     forget() { askAgainAt = 0; node.hidden = true; },
+    known(symbols) { books = new Set(symbols); },
     async ask(symbol, digits, still) {
+      if (!books.has(symbol)) { node.hidden = true; return; }
       if (Date.now() < askAgainAt) return;
       try {
         const { bids, asks, at_ms } = await get("depth", { symbol });
@@ -77,7 +80,7 @@ export function depthCard() {
         if (!(error instanceof ApiError)) throw error;
         if (!still()) return;
         node.hidden = true;
-        askAgainAt = Date.now() + (error.status === 404 ? 30_000 : 3000);
+        askAgainAt = Date.now() + 3000;
       }
     },
   };
@@ -107,11 +110,11 @@ export function watchCard(chosen) {
   return {
     node: card("Symbols", body),
     async ask(current) {
-      const { symbols } = await get("symbols", { limit: 40 });
+      const { symbols, books } = await get("symbols", { limit: 40 });
       fill(body, symbols.map((one) => el("button", { type: "button", "aria-current": one.symbol === current ? "true" : null, on: { click: () => chosen(one.symbol) } },
         el("b", { text: one.symbol }), el("span", { text: price(one.price, decimals([one.price])) }),
         el("span", { class: one.change < 0 ? "down" : "up", text: percent(one.change_pct) }))));
-      return symbols;
+      return { symbols, books };
     },
   };
 }

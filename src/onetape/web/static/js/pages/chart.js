@@ -33,7 +33,7 @@ class ChartPage {
     document.addEventListener("onetape:theme", () => this.candles?.paint(), { signal });
     document.addEventListener("onetape:zone", () => this.candles?.draw(), { signal });
     this.stop = watchSide([
-      [5000, () => this.watch.ask(this.symbol).then((symbols) => this.known(symbols))],
+      [5000, () => this.watch.ask(this.symbol).then((told) => this.known(told))],
       [700, () => this.symbol && this.depth.ask(this.symbol, this.digits, this.still())],
       [1000, () => this.symbol && this.trades.ask(this.symbol, this.digits, this.still())],
       [1000, () => this.quote.tick()],
@@ -86,7 +86,8 @@ class ChartPage {
     this.open(symbol, wanted);
   }
 
-  known(symbols) {
+  known({ symbols, books }) {
+    this.depth.known(books);
     const info = symbols.find((one) => one.symbol === this.symbol);
     if (info) this.quote.change(info);
     if (this.symbol === null && symbols.length > 0) {

@@ -18,7 +18,7 @@ export function systemPage(app) {
   const stateCard = card("Positions and risk", state, { size: "two" });
   const node = el("div", { class: "cards" }, el("h1", { text: "System" }), told, card("Now", top), stateCard, card("Sources", sources, { size: "wide" }),
     card("Services", services, { size: "wide" }), card("Tasks", tasks, { size: "wide" }));
-  let held = "";
+  const replays = new Map(); // Its controls, by the name of a source: they outlive the table that is drawn around them.
 
   const look = async () => {
     let status;
@@ -30,10 +30,16 @@ export function systemPage(app) {
     const feeds = await get("sources").then((answer) => answer.sources, () => null);
     fill(top, overview(status));
     const list = asList(feeds ?? status.sources);
-    const key = JSON.stringify(list.map((one) => [one.name, controls(one)]));
-    // What has a control in it is drawn anew only where the focus is elsewhere: nobody loses a button under the finger.
-    if (!sources.contains(document.activeElement) || key !== held) fill(sources, feedTable(list, say));
-    held = key;
+    for (const one of list) {
+      if (!controls(one)) continue;
+      if (!replays.has(one.name)) replays.set(one.name, replay(one.name, say, app.utc));
+      replays.get(one.name).tell(one.facts ?? {});
+    }
+    const focused = sources.contains(document.activeElement) ? document.activeElement : null;
+    if (!focused?.matches("input, select")) { // Nobody loses a list or a calendar that is open.
+      fill(sources, feedTable(list, replays));
+      focused?.focus();
+    }
     fill(services, serviceTable(status.services ?? {}));
     fill(tasks, taskTable(status.tasks ?? []));
     await get("state").then((answer) => { stateCard.hidden = false; fill(state, positions(answer.state ?? answer)); }, () => { stateCard.hidden = true; });
@@ -66,20 +72,33 @@ function dot(state) {
 
 const controls = (one) => one.replay === true || one.controls || one.kind === "replay" || one.kind === "dbn" || one.kind === "tape";
 
-function feedTable(list, say) {
+function feedTable(list, replays) {
   const rows = list.map((one) => [
     el("b", { text: one.name }), one.kind, dot(one.state), count(one.stored ?? one.records), span(one.lag_ms), count(one.gaps), count(one.dropped), count(one.reconnects),
-    count(one.refused), el("span", { class: "long", text: one.trouble ?? one.last_error ?? "" }), controls(one) ? replay(one, say) : ""]);
+    count(one.refused), el("span", { class: "long", text: one.trouble ?? one.last_error ?? "" }), replays.get(one.name)?.node ?? ""]);
   return table("Sources", [["Name"], ["Kind"], ["State"], ["Records", "num"], ["Lag", "num"], ["Gaps", "num"], ["Dropped", "num"], ["Reconnects", "num"], ["Refused", "num"], ["Trouble"], [""]], rows, "No source is configured.");
 }
 
-function replay(one, say) {
-  const act = (action, value) => post(`replay/${encodeURIComponent(one.name)}`, { action, value }).then(() => say(""), (error) => say(error.message));
-  const speed = el("select", { "aria-label": `Speed of ${one.name}`, on: { change: (event) => act("speed", Number(event.target.value)) } },
-    el("option", { value: "", text: "speed", disabled: true, selected: true }), [1, 10, 60, 600].map((value) => el("option", { value: String(value), text: `${value}×` })));
-  return el("span", { class: "controls" },
-    el("button", { type: "button", text: "Play", on: { click: () => act("play") } }), el("button", { type: "button", text: "Pause", on: { click: () => act("pause") } }), speed);
+/** The controls of a replay, and where it stands: {node, tell(facts)}. */
+function replay(name, say, utc) {
+  const act = (action, value) => post(`replay/${encodeURIComponent(name)}`, { action, value }).then(() => say(""), (error) => say(error.message));
+  const button = (text, action) => el("button", { type: "button", text, on: { click: () => act(action) } });
+  const speed = el("select", { "aria-label": `Speed of ${name}`, on: { change: (event) => act("speed", Number(event.target.value)) } },
+    el("option", { value: "", text: "speed", disabled: true, selected: true }), [1, 10, 60, 600, 0].map((value) => el("option", { value: String(value), text: factor(value) })));
+  const to = el("input", { type: "datetime-local", step: "1", "aria-label": `Go to a time in ${name}`, title: "Go to a time", on: { change: () => {
+    const t = to.value ? Date.parse(utc() ? `${to.value}Z` : to.value) : NaN;
+    if (Number.isFinite(t)) act("seek", t);
+  } } });
+  const where = el("small");
+  return {
+    node: el("span", { class: "controls" }, button("Play", "play"), button("Pause", "pause"), speed, to, where),
+    tell({ position_ns: at, paused, speed: times }) {
+      where.textContent = [at ? stamp(at / 1e6) : null, paused ? "paused" : times === undefined ? null : factor(times)].filter(Boolean).join(", ");
+    },
+  };
 }
+
+const factor = (speed) => (speed === 0 ? "fastest" : `${speed}×`);
 
 function serviceTable(services) {
   const rows = Object.entries(services).map(([name, status]) => {
