@@ -266,7 +266,7 @@ class CommandUnmapped(MigrationError):
 
 
 class SourceVanished(MigrationError):
-    """A mirrored database lost most of its keys without a word: flushed, swapped, restarted empty.
+    """A database lost most of its keys without a word (flushed, swapped, restarted empty), and is what others follow.
 
-    Nothing was deleted on the other side.
+    A mirror, a repair or a way back ends with it. Nothing was deleted on the other side.
     """

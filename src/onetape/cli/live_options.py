@@ -20,6 +20,9 @@ PlanFile = Annotated[
 ]
 TargetDb = Annotated[int | None, typer.Option("--target-db", min=0, help="Database to move to. [default: the plan's]")]
 Ledger = Annotated[Path | None, typer.Option("--ledger", help="The migration's memory. [default: TAPE.ledger]")]
+AllowFlush = Annotated[
+    bool, typer.Option("--allow-flush", help="A database that lost its keys without a word is meant to be so.")
+]
 MetricsPort = Annotated[
     int | None,
     typer.Option("--metrics-port", min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics on 127.0.0.1."),

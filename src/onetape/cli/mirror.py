@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from onetape.cli import output
-from onetape.cli.live_options import Ledger, MetricsPort, PlanFile, Redis, TargetDb, chosen
+from onetape.cli.live_options import AllowFlush, Ledger, MetricsPort, PlanFile, Redis, TargetDb, chosen
 from onetape.cli.options import TapePath, open_tape
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ def mirror(
     ] = 20_000.0,
     once: Annotated[bool, typer.Option("--once", help="End after one sweep, when no hint is left.")] = False,
     no_hints: Annotated[bool, typer.Option("--no-hints", help="Do not listen to notifications; sweep only.")] = False,
-    allow_flush: Annotated[
-        bool, typer.Option("--allow-flush", help="A database that lost its keys without a word is meant to be so.")
-    ] = False,
+    allow_flush: AllowFlush = False,
     metrics_port: MetricsPort = None,
     json: Annotated[bool, typer.Option("--json", help="Its status as one JSON object a line.")] = False,
 ) -> None:

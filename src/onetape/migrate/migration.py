@@ -418,30 +418,47 @@ class Migration:
         return self._told(cutover(self.helm, limits=asked, users=tuple(fence), force=force, execute=execute))
 
     def rollback(
-        self, *, to: Phase | str | None = None, force: bool = False, discard: bool = False, execute: bool = False
+        self,
+        *,
+        to: Phase | str | None = None,
+        force: bool = False,
+        discard: bool = False,
+        allow_flush: bool = False,
+        execute: bool = False,
     ) -> Move:
         """Go back one phase, or to the phase `to`; a dry run until `execute`.
 
         Leaving the cutover, old keys are made what the new ones are, so that nothing written since is lost; what
         cannot be carried back is refused by name (GateRefused) unless `force`. A value that is replaced is kept in the
-        ledger; `discard`: one too big for that may be lost. A way back that was killed is ended by giving it again.
+        ledger; `discard`: one too big for that may be lost. Where most new keys are gone it is refused before anything
+        is written (SourceVanished) unless `allow_flush`. A way back that was killed is ended by giving it again.
         Raises PhaseRefused, GateRefused, OperatorBusy, StateMoved, StateLost.
         """
         goal = None if to is None else phases.parse(str(to))
-        return self._told(rollback(self.helm, to=goal, force=force, discard=discard, execute=execute))
+        return self._told(
+            rollback(self.helm, to=goal, force=force, discard=discard, allow_flush=allow_flush, execute=execute)
+        )
 
-    def repair(self, *, replace_newer: bool = False, discard: bool = False, execute: bool = False) -> Move:
+    def repair(
+        self,
+        *,
+        replace_newer: bool = False,
+        discard: bool = False,
+        allow_flush: bool = False,
+        execute: bool = False,
+    ) -> Move:
         """Make what differs equal, towards the side that is the truth in this phase; a dry run until `execute`.
 
         A value that is replaced is kept in the ledger, so that undo() can put it back; `discard`: one too big for that
         may be lost. replace_newer: also values that somebody newer had written before both sides were, and new keys
-        that have no old one and came since. What is not touched is named. Raises PhaseRefused, OperatorBusy,
-        LedgerBusy, StateMoved, StateLost.
+        that have no old one and came since. What is not touched is named. Where most keys that are the truth are gone,
+        it is refused before anything is written (SourceVanished) unless `allow_flush`. Raises PhaseRefused,
+        OperatorBusy, LedgerBusy, StateMoved, StateLost.
         """
         self._same_server("repair")
         return self._told(
-            repair(self.helm, replace_newer=replace_newer, discard=discard, execute=execute)
-        )  # fmt: skip
+            repair(self.helm, replace_newer=replace_newer, discard=discard, allow_flush=allow_flush, execute=execute)
+        )
 
     def finish(
         self,

@@ -182,6 +182,10 @@ def _with_ms(found: Any) -> Any:
     return told
 
 
+#: What `value` of a replay's act is.
+_HOW = "seek takes a time in ms, speed a factor, 0 for as fast as possible"
+
+
 def _replay(system: System, name: str, act: models.Act) -> dict[str, Any]:
     feed = system.feeds.get(name)
     if feed is None:
@@ -192,7 +196,7 @@ def _replay(system: System, name: str, act: models.Act) -> dict[str, Any]:
         raise Refused("not_possible", f"{name} is no replay", "only a replay can be paused or moved")
     value = act.value
     if act.action in ("seek", "speed") and (value is None or not math.isfinite(value) or value < 0):
-        raise Refused("invalid", f"{act.action} with value {value}", "seek takes a time in ms, speed a factor, 0 for as fast as possible")
+        raise Refused("invalid", f"{act.action} with value {value}", _HOW)
     try:
         if act.action == "pause":
             source.pause()

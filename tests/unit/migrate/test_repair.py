@@ -9,7 +9,7 @@ from tests.unit.migrate.live_system import LiveSystem
 from tests.unit.migrate.test_rollback import Killed, Points
 
 from onetape.embedded import EmbeddedServer
-from onetape.errors import StateMoved
+from onetape.errors import SourceVanished, StateMoved
 from onetape.migrate.phases.history import History
 from onetape.migrate.phases.phase import Phase
 
@@ -130,3 +130,36 @@ def test_a_value_too_big_to_be_kept_is_left_until_it_may_go(live: LiveSystem, mo
     assert live.new.strlen("ind:S1:rsi") == 5000
     assert live.migration.repair(discard=True, execute=True).facts["replaced"] == 1
     assert live.new.get("ind:S1:rsi") == b"61.5"
+
+
+def test_a_flushed_source_makes_a_repair_remove_nothing(live: LiveSystem) -> None:
+    for number in range(150):
+        live.old.set(f"indicators:F{number}:rsi", number)
+    live.to(Phase.VERIFIED)
+    new = live.dump(1)
+    live.old.flushdb()  # database 5, by accident
+    for execute in (False, True):
+        with pytest.raises(SourceVanished, match="of database 5 are gone under their old names") as refused:
+            live.migration.repair(execute=execute)
+        assert refused.value.facts["keys"] >= 150
+        assert "--allow-flush" in str(refused.value.hint)
+    assert {key: held for key, held in live.dump(1).items() if b"ind:" in key} == {
+        key: held for key, held in new.items() if b"ind:" in key
+    }
+    assert live.migration.repair(allow_flush=True, execute=True).facts["removed"] >= 150
+
+
+def test_a_flushed_target_makes_a_way_back_from_the_cutover_remove_nothing(live: LiveSystem) -> None:
+    for number in range(150):
+        live.old.set(f"indicators:F{number}:rsi", number)
+    live.to(Phase.CUT_OVER)
+    old = live.dump(5)
+    gone = live.new.keys("ind:*")
+    live.new.delete(*gone)
+    for execute in (False, True):
+        with pytest.raises(SourceVanished, match="are gone under their new names"):
+            live.migration.rollback(execute=execute)
+    assert live.dump(5) == old
+    assert live.migration.status().phase == Phase.CUT_OVER
+    assert live.migration.rollback(allow_flush=True, execute=True).after == "reads_switched"
+    assert not live.dump(5)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from onetape.cli import output
+from onetape.cli.live_options import AllowFlush
 from onetape.cli.migrate.options import (
     Discard,
     Execute,
@@ -118,6 +119,7 @@ def verify(
         typer.Option("--replace-newer", help="Repair also what somebody newer wrote before both sides were written."),
     ] = False,
     discard: Discard = False,
+    allow_flush: AllowFlush = False,
     target: Target = None,
     report_dir: ReportDir = None,
     json: Json = False,
@@ -134,7 +136,9 @@ def verify(
         migration = migration_of(settings, opened, settings.reports_dir, target)
         move = None
         if repair:
-            move = migration.repair(replace_newer=replace_newer, discard=discard, execute=execute)
+            move = migration.repair(
+                replace_newer=replace_newer, discard=discard, allow_flush=allow_flush, execute=execute
+            )
         meter = ProgressMeter("verify")
         result = migration.verify(
             rounds=rounds, sample=sample, on_progress=lambda done, total: progress(meter.update(done, total))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onetape.cli import output
+from onetape.cli.live_options import AllowFlush
 from onetape.cli.migrate.options import (
     Discard,
     Execute,
@@ -130,12 +131,14 @@ def rollback(
     to: Annotated[str | None, typer.Option("--to", metavar="PHASE", help="To this phase. [default: one back]")] = None,
     force: Force = False,
     discard: Discard = False,
+    allow_flush: AllowFlush = False,
     execute: Execute = False,
     json: Json = False,
 ) -> None:
     """Go back one phase, or to one of them, with all that was written since. The old names are the truth again."""
     migration = migration_of(settings_of(redis, plan_file, target_db, ledger, tape))
-    _end(migration.rollback(to=to, force=force, discard=discard, execute=execute), json)
+    move = migration.rollback(to=to, force=force, discard=discard, allow_flush=allow_flush, execute=execute)
+    _end(move, json)
 
 
 def finish(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from onetape.errors import SourceVanished
 from onetape.migrate.copying import compare
 from onetape.migrate.copying.compare import Comparer
+from onetape.migrate.keys.vanished import most_gone
 from onetape.migrate.mirror.memory import Held, Memory, Place
 from onetape.migrate.mirror.ways import Pair, Ways
 from onetape.migrate.plans.plan import OURS
@@ -20,10 +21,6 @@ from onetape.migrate.wire.endpoint import Endpoint
 
 #: Keys of a step.
 PAGE_KEYS = 300
-#: So many keys may be found deleted in a sweep, whatever their share.
-GONE_FINE = 100
-#: And more, up to this share of the pairs known of their database.
-GONE_SHARE = 0.5
 _GONE_MAX = 200_000
 
 
@@ -187,7 +184,7 @@ class Sweep:
     def _refuse_a_flush(self, db: int, number: int) -> None:
         known = self._memory.count(None if self._ways.back else db)
         left = self._size(db)
-        fine = number <= max(GONE_FINE, GONE_SHARE * known) and left > 0
+        fine = number <= most_gone(known) and left > 0
         if fine or self._allow_flush:
             return
         raise SourceVanished(

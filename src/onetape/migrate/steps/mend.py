@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from onetape.errors import SourceVanished
 from onetape.migrate.copying import decide
 from onetape.migrate.copying.decide import DIGEST_OPEN
+from onetape.migrate.keys.vanished import most_gone
 from onetape.migrate.ledger.entry import NO_TICKS, NOT_LANDED, Entry, Outcome, Row, key_hash
 from onetape.migrate.ledger.ledger import Ledger
 from onetape.migrate.plans.plan import Plan
@@ -42,9 +44,11 @@ class Mended(msgspec.Struct):
     """What a mend did: outcome → keys (see force.Done), and in words the first of what was left or failed.
 
     `lost`: of what was left, that which holds something that the other side does not; "lost" in `counts` is how many.
+    `met`, and of those `gone`: removed because the other side has no such key; both by the database of the old key.
     """
 
-    met: int = 0
+    met: Counter[int] = msgspec.field(default_factory=Counter)
+    gone: Counter[int] = msgspec.field(default_factory=Counter)
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     left: list[str] = []
     failed: list[str] = []
@@ -55,9 +59,11 @@ class Mended(msgspec.Struct):
         """Return how many keys were written or removed."""
         return self.counts["copied"] + self.counts["replaced"] + self.counts["removed"]
 
-    def add(self, what: str, done: Done) -> None:
-        """Count one."""
+    def add(self, what: str, done: Done, db: int | None = None) -> None:
+        """Count one; `db`: of its old key."""
         self.counts[done.outcome] += 1
+        if done.outcome == "removed" and db is not None:
+            self.gone[db] += 1
         lines = {"left": self.left, "failed": self.failed, "busy": self.failed}.get(done.outcome)
         if lines is not None and len(lines) < LISTED:
             lines.append(f"{what}: {done.why}")
@@ -84,7 +90,7 @@ class Mended(msgspec.Struct):
 
     def to_dict(self) -> dict[str, object]:
         """Return it as plain data."""
-        return {"met": self.met, **dict(self.counts), "left_first": self.left, "failed_first": self.failed}
+        return {"met": self.met.total(), **dict(self.counts), "left_first": self.left, "failed_first": self.failed}
 
 
 class Known(msgspec.Struct):
@@ -143,7 +149,7 @@ class Mend:
         known = self._known(some)
         for twin in some:
             self._check()
-            result.add(str(twin), self.one(twin, known.get(twin.old, Known())))
+            result.add(str(twin), self.one(twin, known.get(twin.old, Known())), twin.old_db)
 
     def one(self, twin: Twin, known: Known) -> Done:
         """Make one pair equal."""
@@ -228,6 +234,21 @@ class Mend:
         return found
 
 
+def refuse_a_flush(found: Mended, towards: str) -> None:
+    """Raise SourceVanished where most keys of a database would be removed, as a look (a dry run) found it."""
+    truth = {"new": "old", "old": "new"}[towards]
+    for db, gone in sorted(found.gone.items()):
+        if gone > most_gone(found.met[db]):
+            raise SourceVanished(
+                f"{gone:,} of {found.met[db]:,} keys of database {db} are gone under their {truth} names, which "
+                f"are the truth now: flushed, swapped, or restarted empty? Their {towards} keys would be removed",
+                hint=f"nothing was written; bring the {truth} keys back, or say --allow-flush if it is meant to be so",
+                db=db,
+                keys=gone,
+                known=found.met[db],
+            )
+
+
 def differing(twins: Twins) -> Iterator[list[Twin]]:
     """Yield the twins that differ, and those that have no old key."""
     for page in twins.old_side():
@@ -244,4 +265,4 @@ def order_back(twin: Twin, known: Known, new: Side | None) -> Order:
     return Order("leave", NEVER_THERE)
 
 
-__all__ = ["Known", "Mend", "Mended", "differing", "order_back"]
+__all__ = ["Known", "Mend", "Mended", "differing", "order_back", "refuse_a_flush"]

@@ -11,13 +11,13 @@ from onetape.migrate.phases.state import State
 from onetape.migrate.report import EXIT_FAILURES
 from onetape.migrate.steps.course import done, nothing, planned
 from onetape.migrate.steps.force import Fence, Forcer
-from onetape.migrate.steps.mend import Mend, Mended
+from onetape.migrate.steps.mend import Mend, Mended, refuse_a_flush
 from onetape.migrate.wire.endpoint import Endpoint
 
 _PASSES = 3
 
 
-def repair(helm: Helm, *, replace_newer: bool, discard: bool, execute: bool) -> Move:
+def repair(helm: Helm, *, replace_newer: bool, discard: bool, allow_flush: bool, execute: bool) -> Move:
     """Make what differs equal. See Migration.repair."""
     with helm.connect(writable=execute) as endpoint:
         now = helm.look(endpoint)
@@ -28,8 +28,11 @@ def repair(helm: Helm, *, replace_newer: bool, discard: bool, execute: bool) -> 
         towards = "old" if phase.new_is_truth else "new"
         truth = "new" if phase.new_is_truth else "old"
         lines = [f"{towards} keys that differ are made what the {truth} ones are, for those are the truth in {phase}"]
-        if not execute:
+        if not execute or not allow_flush:
             found = _dry(helm, endpoint, towards, replace_newer)
+        if not allow_flush:
+            refuse_a_flush(found, towards)
+        if not execute:
             lines += found.lines(towards, would=True) or ["nothing differs"]
             return planned("repair", now, phase, lines, found.left, facts=found.to_dict())
         with helm.lease("repair") as lease, helm.history(endpoint) as history, Ledger.open(helm.ledger_path) as ledger:

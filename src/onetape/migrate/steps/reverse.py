@@ -25,7 +25,7 @@ from onetape.migrate.report import EXIT_FAILURES, EXIT_OK, key_text
 from onetape.migrate.steps.course import done, nothing, planned
 from onetape.migrate.steps.fence import unfence
 from onetape.migrate.steps.force import Done, Fence, Forcer, Order
-from onetape.migrate.steps.mend import JOINED_BACK, LISTED, UNPLACED, Mend, Mended, differing
+from onetape.migrate.steps.mend import JOINED_BACK, LISTED, UNPLACED, Mend, Mended, differing, refuse_a_flush
 from onetape.migrate.verifying import sides as sides_file
 from onetape.migrate.verifying.side import Side
 from onetape.migrate.verifying.sides import Sides
@@ -39,7 +39,9 @@ BOTH_CHANGED = "both sides were written in the moment of the change: the old one
 OLD_CHANGED = "its old side was written since, which is the truth now: verify --repair settles it"
 
 
-def rollback(helm: Helm, *, to: Phase | None, execute: bool, force: bool, discard: bool = False) -> Move:
+def rollback(
+    helm: Helm, *, to: Phase | None, execute: bool, force: bool, discard: bool = False, allow_flush: bool = False
+) -> Move:
     """Go back one phase, or to `to`. See Migration.rollback."""
     with helm.connect(writable=execute) as endpoint:
         try:
@@ -54,8 +56,9 @@ def rollback(helm: Helm, *, to: Phase | None, execute: bool, force: bool, discar
             return nothing("rollback", now, f"the phase is {now.phase}")
         target = phases.back(now.phase, to)
         lines = _told(now, target)
+        dry = _dry(helm, endpoint, now, target, lines, allow_flush)
         if not execute:
-            return _dry(helm, endpoint, now, target, lines)
+            return dry
         with helm.lease("rollback") as lease:
             return _go(helm, endpoint, now, target, lines, lease.check, force, discard)
 
@@ -77,13 +80,15 @@ def _told(now: State, to: Phase) -> list[str]:
     return lines
 
 
-def _dry(helm: Helm, endpoint: Endpoint, now: State, to: Phase, lines: list[str]) -> Move:
+def _dry(helm: Helm, endpoint: Endpoint, now: State, to: Phase, lines: list[str], allow_flush: bool) -> Move:
     facts = {}
     if now.phase is Phase.CUT_OVER:
         with opened(helm) as ledger:
             found = Mend(helm.plan, endpoint, None, ledger, "old").run()
+        if not allow_flush:
+            refuse_a_flush(found, "old")
         facts = {"mend": found.to_dict()}
-        lines += found.lines("old", would=True)
+        lines = [*lines, *found.lines("old", would=True)]
     return planned("rollback", now, to, lines, facts=facts)
 
 

@@ -6,6 +6,7 @@ where they are, rules that skip, and ticks that are merged are no twins.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ class Twins:
         self._comparer = Comparer(endpoint)
         #: New keys of the last sweep that could not be given an old name.
         self.unplaced: list[Unplaced] = []
-        self.met = 0
+        self.met: Counter[int] = Counter()  # by old database
 
     def old_side(self) -> Iterator[list[Twin]]:
         """Yield the twins of all old keys, some hundred at a time."""
@@ -95,7 +96,7 @@ class Twins:
                     index, _rule, target = hit
                     if (db, key) != (plan.target_db, target):
                         page.append(Twin(db, key, plan.target_db, target, index, self._is_joined(target)))
-                self.met += len(page)
+                self.met[db] += len(page)
                 if page:
                     yield page
 
@@ -130,7 +131,7 @@ class Twins:
                     page += twins
                 else:
                     self.unplaced.append(Unplaced(key, tuple(twin.old for twin in twins)))
-            self.met += len(page)
+            self.met.update(twin.old_db for twin in page)
             if page:
                 yield page
 
