@@ -159,8 +159,9 @@ class Feed:
         error: BaseException | None = None
         try:
             for delivery in source:
-                told = source.stats
-                if not inbox.put(Arrived(delivery, now_ns(), told.state == "live", told.reconnects)):
+                told, now = source.stats, now_ns()
+                heard = now if delivery.heard_ns is None else min(now, delivery.heard_ns)
+                if not inbox.put(Arrived(delivery, heard, told.state == "live", told.reconnects)):
                     break
         except BaseException as why:  # noqa: BLE001  (raised by run())
             error = why

@@ -15,7 +15,7 @@ DELIVERIES_MAX = 8_192
 
 
 class Arrived(NamedTuple):
-    """A delivery, when it arrived, and whether its source was live then, after how many reconnects."""
+    """A delivery, up to when its source was heard, and whether its source was live then, after how many reconnects."""
 
     delivery: Delivery
     at_ns: int

@@ -38,6 +38,7 @@ class Delivery(msgspec.Struct, frozen=True):
     cursor: where the source stands behind these records; None where it has no position.
     covers: (symbol, start_ns, end_ns) of which the source says that there was nothing else.
     missing: (symbol, start_ns, end_ns) of which it knows that it lost something.
+    heard_ns: up to when the other side was heard; None: to now. What came later than that is not covered.
     """
 
     records: Sequence[Tick | Bar] = ()
@@ -46,6 +47,7 @@ class Delivery(msgspec.Struct, frozen=True):
     cursor: str | None = None
     covers: Sequence[tuple[str, int, int]] = ()
     missing: Sequence[tuple[str, int, int]] = ()
+    heard_ns: int | None = None
 
     @property
     def count(self) -> int:
@@ -121,6 +123,7 @@ class Source(ABC):
         self._lock = threading.Lock()
         self._told: dict[str, Any] = {"state": "idle", "since_ns": clock()}
         self._facts: dict[str, Any] = {}
+        self._missing_to: dict[str, int] = {}
 
     @property
     def cursor_name(self) -> str:
@@ -189,8 +192,10 @@ class Source(ABC):
             told = self._told
             if delivery.cursor is not None:
                 told["cursor"] = delivery.cursor
-            if delivery.missing:
-                told["gaps"] = told.get("gaps", 0) + len(delivery.missing)
+            for symbol, start_ns, end_ns in delivery.missing:
+                if self._missing_to.get(symbol) != start_ns:  # else the same one goes on
+                    told["gaps"] = told.get("gaps", 0) + 1
+                self._missing_to[symbol] = end_ns
             if not count:
                 return
             told["records"] = told.get("records", 0) + count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def test_a_gap_is_filled_from_history_without_a_trade_twice(dtc_server: DtcServe
         until(lambda: len(run.trades) == 14)
         dtc_server.cut()
         dtc_server.publish(sent[14:27])  # while nobody listens, or by history and live at once
-        until(lambda: dtc_server.subscriptions == 1)
+        until(lambda: run.source.stats.reconnects >= 1 and dtc_server.subscriptions == 1)
         dtc_server.publish(sent[27:])
         until(lambda: len(run.trades) >= 40 and run.covers)
         assert run.trades == [(tick.ts_event_ns, tick.price, tick.size) for tick in sent]
@@ -355,3 +356,148 @@ def test_the_example_serves_a_walk_that_a_source_reads() -> None:
                 run.end()
         finally:
             process.terminate()
+
+
+def test_what_a_server_sent_before_its_farewell_or_nonsense_is_given(dtc_server: DtcServer) -> None:
+    with running(dtc_server) as run:
+        for size, last in (
+            (1.0, {"Reason": "maintenance"}),
+            (2.0, None),
+            (3.0, {"Reason": "over", "DoNotReconnect": 1}),
+        ):
+            reconnects = run.source.stats.reconnects
+            until(lambda: dtc_server.subscriptions == 1 and run.source.stats.state == "live")
+            (client,) = dtc_server._clients
+            sent = client._codec.encode(
+                dtc.TRADE, {"SymbolID": 1, "Price": 5.0, "Volume": size, "DateTime": _T0 + size}
+            )
+            client._out.put(sent + (client._codec.encode(dtc.LOGOFF, last) if last else bytes(8)))  # in one piece
+            until(lambda n=reconnects: run.source.stats.reconnects > n or run.error)
+            until(lambda: not dtc_server._clients or run.source.stats.state == "live")
+        assert [size for _, _, size in run.trades] == [1.0, 2.0, 3.0]
+        assert isinstance(run.error, SourceRefused)
+
+
+def test_a_trade_from_the_future_is_refused_and_moves_no_place(dtc_server: DtcServer) -> None:
+    with running(dtc_server, history=True) as run:
+        until(lambda: dtc_server.subscriptions == 1)
+        dtc_server.publish([trade(1), Tick("ESZ6", 7_000_000_000 * _NS, price=5.0, size=1.0), trade(2)])
+        until(lambda: len(run.trades) == 2)
+        assert run.source.stats.refused == 1
+        assert (run.source.stats.cursor or "").startswith(f'{{"ESZ6":[{_T0 + 2},')
+
+
+@contextlib.contextmanager
+def deaf(accepts: bool) -> Iterator[int]:
+    """A port that takes connections and says nothing; or takes none and refuses none."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0 if not accepts else 100))
+        port = listener.getsockname()[1]
+        for _ in range(0 if accepts else 2):  # its queue is full: the kernel answers nobody any more
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        yield port
+
+
+@pytest.mark.parametrize("accepts", [True, False], ids=["says nothing", "does not answer"])
+def test_closing_ends_a_source_that_is_still_connecting(accepts: bool) -> None:
+    with deaf(accepts) as port:
+        run = Running(make("d", Options(symbols=["S"], port=port, connect_s=300)))
+        until(lambda: run.source.stats.state == "connecting")
+        time.sleep(0.05)
+        run.end()
+        assert run.error is None and run.source.stats.state == "ended"
+
+
+def test_a_redirection_to_an_address_that_is_dead_leads_back_home(dtc_server: DtcServer) -> None:
+    with running(dtc_server) as run:
+        until(lambda: dtc_server.subscriptions == 1)
+        run.source._address = ("127.0.0.1", 1)  # as a server's answer sets it
+        dtc_server.cut()
+        until(lambda: run.source.stats.reconnects >= 2 and run.source.stats.state == "live")
+
+
+def test_a_gap_begins_when_the_server_was_heard_last_not_when_its_silence_was_noticed(dtc_server: DtcServer) -> None:
+    with running(dtc_server, heartbeat_s=1) as run:
+        until(lambda: dtc_server.subscriptions == 1)
+        dtc_server.publish(trade(1))
+        until(lambda: run.ticks)
+        (client,) = dtc_server._clients
+        with client._write_lock:  # half open: the connection stands, and nothing comes
+            heard_ns = time.time_ns()
+            until(lambda: run.source.stats.reconnects)
+        until(lambda: run.missing)
+        ((_, start_ns, end_ns),) = run.missing
+        assert start_ns <= heard_ns + 1_000_000_000 and end_ns - start_ns >= 1_900_000_000
+        heard = [one.heard_ns for one in run.deliveries if one.heard_ns]
+        assert not [at for at in heard if start_ns + 1_000_000 < at < end_ns], "time without a word is covered"
+
+
+def tell(server: DtcServer, number: int, **fields: Any) -> None:
+    for client in list(server._clients):
+        client.tell(number, fields)
+
+
+def test_messages_that_the_server_dropped_are_counted_and_a_gap(dtc_server: DtcServer) -> None:
+    with running(dtc_server) as run:
+        until(lambda: dtc_server.subscriptions == 1)
+        for dropped in (0, 5, 5, 7):
+            tell(dtc_server, dtc.HEARTBEAT, NumDroppedMessages=dropped)
+        until(lambda: run.source.stats.dropped == 7)
+        assert run.missing and {symbol for symbol, _, _ in run.missing} == {"ESZ6"}
+
+
+def test_a_symbol_whose_feed_is_away_is_said_and_a_gap_of_that_symbol_alone(dtc_server: DtcServer) -> None:
+    with running(dtc_server, symbols=["ESZ6", "NQZ6"]) as run:
+        until(lambda: dtc_server.subscriptions == 2)
+        tell(dtc_server, dtc.FEED_SYMBOL_STATUS, SymbolID=2, Status=dtc.FEED_UNAVAILABLE)
+        until(lambda: "NQZ6" in (run.source.stats.trouble or ""))
+        assert run.source.stats.state == "live"
+        tell(dtc_server, dtc.FEED_SYMBOL_STATUS, SymbolID=2, Status=dtc.FEED_AVAILABLE)
+        until(lambda: run.missing)
+        assert [symbol for symbol, _, _ in run.missing] == ["NQZ6"] and run.source.stats.trouble is None
+
+
+def test_a_source_whose_server_has_no_feed_is_not_live_and_so_covers_nothing(dtc_server: DtcServer) -> None:
+    with running(dtc_server) as run:
+        until(lambda: dtc_server.subscriptions == 1)
+        dtc_server.feed_status(available=False)
+        until(lambda: run.source.stats.state == "waiting")
+        dtc_server.feed_status(available=True)
+        until(lambda: run.source.stats.state == "live")
+
+
+def test_a_feed_that_is_away_for_long_is_said_to_be_missing_before_it_is_back(
+    dtc_server: DtcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onetape.sources.dtc.source._AWAY_NS", 1)
+    with running(dtc_server) as run:
+        until(lambda: dtc_server.subscriptions == 1)
+        dtc_server.publish(trade(1))
+        until(lambda: run.ticks)
+        dtc_server.feed_status(available=False)
+        until(lambda: len(run.missing) > 1)
+        assert run.source.stats.gaps == 1  # one that goes on
+
+
+def test_a_server_that_wants_to_be_asked_again_when_its_feed_is_back_is_asked_again(
+    dtc_server: DtcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtc_server.resubscribe = True
+    with running(dtc_server) as run:
+        until(lambda: dtc_server.subscriptions == 1)
+        dtc_server.feed_status(available=False)
+        until(lambda: dtc_server.subscriptions == 0)  # it has forgotten who wanted what
+        dtc_server.feed_status(available=True)
+        until(lambda: dtc_server.subscriptions == 1)
+        dtc_server.publish(trade(1))
+        until(lambda: run.ticks)
+
+
+def test_a_symbol_that_is_rejected_is_said_to_be(dtc_server: DtcServer) -> None:
+    with running(dtc_server, symbols=["BAD", "ESZ6"]) as run:
+        until(lambda: dtc_server.subscriptions == 2)
+        tell(dtc_server, dtc.MARKET_DATA_REJECT, SymbolID=1, RejectText="no such symbol")
+        until(lambda: "rejects BAD: no such symbol" in (run.source.stats.trouble or ""))
+        assert run.source.stats.state == "live"

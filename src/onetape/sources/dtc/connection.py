@@ -6,10 +6,11 @@ It blocks, never longer than its time-outs, and belongs to one thread.
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
+from onetape.sources.dialing import ASK_S, Unwanted, always, dial
 from onetape.sources.dtc.encoding import Codec, Message, codec_of
 from onetape.sources.dtc.layout import Malformed
 from onetape.sources.dtc.messages import (
@@ -54,12 +55,22 @@ class Connection:
     """A socket, its codec, and the two heartbeats.
 
     `heartbeat_s` is how often each side says something; a server that is silent for twice as long counts as lost.
+    `wanted`: connecting and logging on end with Unwanted as soon as it says no.
     """
 
-    def __init__(self, host: str, port: int, *, connect_s: float = 10.0, heartbeat_s: int = 10) -> None:
-        self._socket = socket.create_connection((host, port), timeout=connect_s)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        connect_s: float = 10.0,
+        heartbeat_s: int = 10,
+        wanted: Callable[[], bool] = always,
+    ) -> None:
+        self._socket = dial(host, port, connect_s, wanted)
         self._connect_s = connect_s
+        self._wanted = wanted
+        self._ended: Exception | None = None
         self._heartbeat_s = heartbeat_s
         self._codec: Codec = codec_of(BINARY)
         self._heard = self._said = time.monotonic()
@@ -127,15 +138,28 @@ class Connection:
         """Return what came within `wait_s`, as soon as something did; heartbeats are answered and included.
 
         Raises Away when the server is silent for too long or said farewell, EOFError when it hung up, Unwelcome when
-        it says not to come back, Malformed for nonsense.
+        it says not to come back, Malformed for nonsense: each behind the messages that came before it.
         """
-        messages = list(self._codec.feed(b"")) or list(self._codec.feed(self._read(wait_s)))
-        self.keep_alive()
-        for number, fields in messages:
+        if self._ended is not None:
+            raise self._ended
+        messages: list[Message] = []
+        try:
+            self._gather(b"", messages)
+            if not messages:
+                self._gather(self._read(wait_s), messages)
+            self.keep_alive()
+        except (OSError, EOFError, Malformed, Unwelcome) as error:
+            if not messages:
+                raise
+            self._ended = error
+        return messages
+
+    def _gather(self, data: bytes, messages: list[Message]) -> None:
+        for number, fields in self._codec.feed(data):
             if number == LOGOFF:
                 text = f"the server logged off: {fields['Reason'] or 'no reason given'}"
                 raise Unwelcome(text) if fields["DoNotReconnect"] else Away(text)
-        return messages
+            messages.append((number, fields))
 
     def receive_raw(self, wait_s: float) -> bytes:
         """Return bytes as they come, those that were read too far first: of a stream that is compressed."""
@@ -187,9 +211,11 @@ class Connection:
 
     def _left(self, deadline: float) -> float:
         left = deadline - time.monotonic()
+        if not self._wanted():
+            raise Unwanted("given up: it is not wanted any more")
         if left <= 0:
             raise Away(f"the server did not answer within {self._connect_s:g} s")
-        return min(left, 1.0)
+        return min(left, ASK_S)
 
     def _read(self, wait_s: float) -> bytes:
         self._socket.settimeout(max(wait_s, 0.001))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Literal, NamedTuple
 
+from onetape.record import TS_MAX_NS
 from onetape.sources.book import Book, BookSnapshot
 from onetape.sources.book import Level as BookLevel
 from onetape.sources.dtc import messages as dtc
@@ -17,7 +18,6 @@ LEVELS_MAX = 100_000
 
 _SNAPSHOTS = {dtc.DEPTH_SNAPSHOT, dtc.DEPTH_SNAPSHOT_FLOAT}
 _UPDATES = {dtc.DEPTH_UPDATE, dtc.DEPTH_UPDATE_FLOAT, dtc.DEPTH_UPDATE_NO_TIMESTAMP}
-_FLOATS = {dtc.DEPTH_SNAPSHOT_FLOAT, dtc.DEPTH_UPDATE_FLOAT, dtc.DEPTH_UPDATE_NO_TIMESTAMP}
 
 
 class Level(NamedTuple):
@@ -83,8 +83,7 @@ class Depth:
             if number in _UPDATES or size:  # an empty book is told by a level of no side
                 self.refused += 1
             return None
-        if number in _FLOATS:
-            price, size = as_printed(price), as_printed(size)
+        price, size = as_printed(price), as_printed(size)
         if not isfinite(price) or not isfinite(size) or size < 0 or abs(price) >= dtc.FLOAT_UNSET:
             self.refused += 1
             return None
@@ -100,4 +99,7 @@ def _time(number: int, fields: dict[str, Any]) -> int | None:
     when = fields.get("DateTime")
     if not when:
         return None
-    return int(when) * 1_000_000 if number == dtc.DEPTH_UPDATE_FLOAT else seconds_to_ns(when)
+    if number != dtc.DEPTH_UPDATE_FLOAT:
+        return seconds_to_ns(when)
+    ns = int(when) * 1_000_000
+    return ns if 0 <= ns <= TS_MAX_NS else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -36,21 +36,24 @@ class Part(msgspec.Struct):
     place: Place
     joined: bool | None = None
     why: str = ""
-    told: list[Tick] = []  # at the end: all that history told of the place's second
+    told: list[Tick] = []  # all that history told of the place's second
 
 
 class _Held:
-    """One symbol's live trades that wait, and the second in which they began."""
+    """One symbol's live trades that wait, the second in which they began, and where history had come to."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place) -> None:
         self.ticks: list[Tick] = []
         self.first_second: int | None = None
+        self.place, self.told = place, list[Tick]()  # of the last part that was given
 
 
 class Fill:
     """Fills several symbols, one after the other, in a thread of its own.
 
-    held_max: when more live trades than this wait, the symbol is given up: what is missing is said to be.
+    A symbol that is quiet is filled for good only when its first live trade comes: before, nobody can tell whether
+    history has all of the gap yet. held_max: when more live trades than this wait, the symbol is given up: what is
+    missing is said to be.
     """
 
     def __init__(
@@ -69,32 +72,29 @@ class Fill:
         self._theirs = dict(theirs)
         self._source, self._clock = source, clock
         self._again_s, self._held_max = again_s, held_max
-        self._held = {symbol: _Held() for symbol in places}
-        self._lock = threading.Lock()
+        self._held = {symbol: _Held(_copy(place)) for symbol, place in places.items()}
+        self._changed = threading.Condition()
         self._stopped = threading.Event()
+        self._asking = True
         self._parts: queue.Queue[Part] = queue.Queue(maxsize=64)
         self._thread = threading.Thread(target=self._run, name=f"{source} history", daemon=True)
         self._thread.start()
 
     @property
-    def open(self) -> set[str]:
-        """The symbols that are still being filled."""
-        with self._lock:
-            return set(self._held)
-
-    @property
-    def done(self) -> bool:
-        """Whether all is told and taken."""
-        return not self._thread.is_alive() and self._parts.empty()
+    def busy(self) -> bool:
+        """Whether history is being told, or live trades wait for it."""
+        with self._changed:
+            return self._asking or not self._parts.empty() or any(held.ticks for held in self._held.values())
 
     def hold(self, tick: Tick) -> bool:
         """Keep a live trade of a symbol that is being filled; False where it is not."""
-        with self._lock:
+        with self._changed:
             held = self._held.get(tick.symbol)
             if held is None:
                 return False
             if held.first_second is None:
                 held.first_second = tick.ts_event_ns // _NS
+                self._changed.notify_all()
             held.ticks.append(tick)
             return True
 
@@ -104,25 +104,44 @@ class Fill:
             try:
                 part = self._parts.get_nowait()
             except queue.Empty:
-                return
-            if part.joined is not None:
-                with self._lock:
-                    held = self._held.pop(part.symbol)
-                part.ticks = held.ticks
-                if part.joined:
-                    part.ticks = unseen(held.ticks, part.place.second, part.told, held.first_second or 0)
-            yield part
+                break
+            held = self._held.get(part.symbol)
+            if held is None:
+                continue  # it was given up
+            if part.joined is None:
+                held.place, held.told = part.place, part.told
+                yield part
+            else:
+                yield self._ended(part)
+        for symbol, held in list(self._held.items()):
+            if len(held.ticks) > self._held_max:
+                why = f"more than {self._held_max} live trades waited for the history"
+                yield self._ended(Part(symbol, [], held.place, joined=False, why=why))
+
+    def _ended(self, part: Part) -> Part:
+        """Return the last part of a symbol with those of its live trades that history did not tell."""
+        with self._changed:
+            held = self._held.pop(part.symbol)
+            self._changed.notify_all()
+        if not part.joined:  # what was told behind the last whole part was not given
+            part.place, part.told = held.place, held.told
+        part.ticks, first = held.ticks, held.first_second
+        if first is not None and part.place.second >= first:
+            part.ticks = unseen(held.ticks, part.place.second, part.told, first)
+        return part
 
     def close(self) -> None:
         """End it. What waits is forgotten: it was not given, so the next fill brings it."""
         self._stopped.set()
+        with self._changed:
+            self._changed.notify_all()
         self._thread.join(timeout=5)
 
     def _going_on(self) -> bool:
         return not self._stopped.is_set()
 
     def _put(self, part: Part) -> None:
-        while self._going_on():
+        while self._going_on() and part.symbol in self._held:
             try:
                 self._parts.put(part, timeout=0.2)
                 return
@@ -130,40 +149,71 @@ class Fill:
                 continue
 
     def _run(self) -> None:
-        for symbol, place in self._places.items():
-            if not self._going_on():
-                return
+        asked: Iterable[str] = list(self._places)
+        while asked:
+            for symbol in asked:
+                if self._going_on() and symbol in self._held:
+                    self._safely_fill(symbol)
+            asked = self._next()
+
+    def _next(self) -> list[str]:
+        """Wait until there are symbols that a live trade came of; return them, none where there is nothing to do."""
+        with self._changed:
+            self._asking = False
+            while self._going_on() and self._quiet():
+                found = [symbol for symbol in self._quiet() if self._held[symbol].ticks]
+                if found:
+                    self._asking = True
+                    return found
+                self._changed.wait()
+        return []
+
+    def _quiet(self) -> list[str]:
+        """The symbols that are neither filled nor about to be said to be."""
+        return [symbol for symbol in self._places if symbol in self._held]
+
+    def _safely_fill(self, symbol: str) -> None:
+        """Fill; whatever goes wrong is why it is not: a thread that died would keep live trades back for ever."""
+        place = self._places[symbol]
+        try:
             self._fill(symbol, place)
+        except Exception as error:  # noqa: BLE001
+            self._end(Part(symbol, [], _copy(place), joined=False, why=f"{type(error).__name__}: {error}"))
+
+    def _end(self, part: Part) -> None:
+        del self._places[part.symbol]
+        self._put(part)
 
     def _fill(self, symbol: str, place: Place) -> None:
-        why, told = "", []
+        why: str = ""
+        told: list[Tick] = []
         for wait_s in (0.0, *self._again_s):
             if self._stopped.wait(wait_s):
                 return
-            why = ""
+            why, told = "", []
             try:
-                told = self._tell(symbol, place)
+                self._tell(symbol, place, told)
             except SourceRefused as error:
                 why = str(error)
                 break
             except (OSError, EOFError, Malformed) as error:
                 why = str(error) or type(error).__name__
-            if not self._going_on():
-                return
-            with self._lock:
-                live, first = list(self._held[symbol].ticks), self._held[symbol].first_second
-            if len(live) > self._held_max:
-                why = f"more than {self._held_max} live trades waited for the history"
+            with self._changed:
+                held = self._held.get(symbol)
+                if held is None or not self._going_on():
+                    return
+                live, first = list(held.ticks), held.first_second
+            if why:
+                continue
+            if first is None:
+                return  # it is asked again when the first one comes
+            if met(live, place.second, told, first):
                 break
-            if not why and first is not None:
-                if met(live, place.second, told, first):
-                    break
-                why = "the history ends before the live trades begin"
-        self._put(Part(symbol, [], _copy(place), joined=not why, why=why, told=told))
+            why = "the history ends before the live trades begin"
+        self._end(Part(symbol, [], _copy(place), joined=not why, why=why, told=told))
 
-    def _tell(self, symbol: str, place: Place) -> list[Tick]:
-        """Give what history has behind the place, and return all it told of the last second that is known then."""
-        of_last: list[Tick] = []  # all of the place's second
+    def _tell(self, symbol: str, place: Place, told: list[Tick]) -> None:
+        """Give what history has behind the place; `told` becomes all of the last second that is known then."""
         skipping = True
         asked = history.ticks(
             self._server,
@@ -172,7 +222,7 @@ class Fill:
             place.second,
             source=self._source,
             clock=self._clock,
-            going_on=self._going_on,
+            going_on=lambda: self._going_on() and symbol in self._held,
         )
         for batch in asked:
             new: list[Tick] = []
@@ -182,24 +232,21 @@ class Fill:
                     continue
                 if skipping:
                     if second == place.second:
-                        of_last.append(tick)
+                        told.append(tick)
                         continue
                     skipping = False
-                    new += self._behind(place, of_last)
+                    new += self._behind(place, told)
                 if second > place.second:
-                    of_last = []
+                    told.clear()
                 place.advance(tick, whole=True)
-                of_last.append(tick)
+                told.append(tick)
                 new.append(tick)
             if new:
-                self._put(Part(symbol, new, _copy(place)))
-            if not self._going_on():
-                return of_last
-        if skipping:
-            new = self._behind(place, of_last)
+                self._put(Part(symbol, new, _copy(place), told=list(told)))
+        if skipping and self._going_on():
+            new = self._behind(place, told)
             if new:
-                self._put(Part(symbol, new, _copy(place)))
-        return of_last
+                self._put(Part(symbol, new, _copy(place), told=list(told)))
 
     @staticmethod
     def _behind(place: Place, of_second: list[Tick]) -> list[Tick]:

@@ -7,6 +7,7 @@ that unpacks without end costs no memory.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -23,12 +24,14 @@ from onetape.sources.dtc.market import Market
 #: At most this much is unpacked at once, bytes.
 UNPACK_BYTES = 1 << 18
 
+_RECORDS = {dtc.HISTORY_TICK, dtc.HISTORY_BAR}
+
 
 class HistoryServer(msgspec.Struct, frozen=True, kw_only=True):
     """Where a history server is and what is asked of it.
 
-    bytes_max, records_max: of one answer, unpacked; more is refused. silent_s: an answer that pauses for longer is
-    given up.
+    bytes_max, records_max: of one answer, unpacked; more is refused. silent_s: an answer without a record for longer
+    is given up.
     """
 
     host: str
@@ -123,12 +126,26 @@ def _answer(
     end_s: int,
     going_on: Callable[[], bool],
 ) -> Iterator[list[Message]]:
-    with Connection(server.host, server.port, connect_s=server.connect_s, heartbeat_s=3600) as connection:
+    try:
+        yield from _answered(server, symbol, exchange, interval, start_s, end_s, going_on)
+    except Unwelcome as error:
+        raise SourceRefused(str(error), hint="check user and password of the history server") from error
+
+
+def _answered(
+    server: HistoryServer,
+    symbol: str,
+    exchange: str,
+    interval: int,
+    start_s: int,
+    end_s: int,
+    going_on: Callable[[], bool],
+) -> Iterator[list[Message]]:
+    with Connection(
+        server.host, server.port, connect_s=server.connect_s, heartbeat_s=3600, wanted=going_on
+    ) as connection:
         connection.agree(server.encoding)
-        try:
-            connection.log_on(user=server.user, password=server.password)
-        except Unwelcome as error:
-            raise SourceRefused(str(error), hint="check user and password of the history server") from error
+        connection.log_on(user=server.user, password=server.password)
         connection.send(
             dtc.HISTORY_REQUEST,
             {
@@ -141,15 +158,20 @@ def _answer(
                 "UseZLibCompression": int(server.compressed and server.encoding in (dtc.BINARY, dtc.BINARY_VLS)),
             },
         )
-        header = _header(connection, server)
+        patience = _Patience(server.silent_s)
+        header = _header(connection, patience, going_on)
+        if header is None:
+            return
         if header["NoRecordsToReturn"]:
             raise NothingKnown(f"the history server has nothing of {symbol} since second {start_s}")
         if header["RecordInterval"] not in (0, interval):
             raise Malformed(f"history in intervals of {header['RecordInterval']} s where {interval} s were asked for")
         records = 0
         unpacked = _inflated if header["UseZLibCompression"] else _plain
-        for batch in unpacked(connection, server, going_on):
+        for batch in unpacked(connection, server, patience, going_on):
             records += len(batch)
+            if any(number in _RECORDS for number, _ in batch):
+                patience.renew()
             if records > server.records_max:
                 raise Malformed(f"more than {server.records_max} records in one answer")
             yield batch
@@ -157,35 +179,56 @@ def _answer(
                 return
 
 
-def _header(connection: Connection, server: HistoryServer) -> dict[str, int]:
-    while True:
-        message = connection.next(0.5)
+class _Patience:
+    """How long a server may take for the next record. What it says meanwhile, beats and bits of messages, is none."""
+
+    def __init__(self, silent_s: float) -> None:
+        self._silent_s = silent_s
+        self.renew()
+
+    def renew(self) -> None:
+        self._since = time.monotonic()
+
+    def check(self) -> None:
+        if time.monotonic() - self._since > self._silent_s:
+            raise Away(f"the history server was silent, or told nothing, for {self._silent_s:g} s")
+
+
+def _header(connection: Connection, patience: _Patience, going_on: Callable[[], bool]) -> dict[str, int] | None:
+    while going_on():
+        message = connection.next(0.2)
+        patience.check()
         if message is None:
-            _patience(connection, server)
             continue
         number, fields = message
         if number == dtc.HISTORY_HEADER:
+            patience.renew()
             return fields
         if number == dtc.HISTORY_REJECT:
             raise NothingKnown(f"the history server refused: {fields['RejectText'] or 'no reason given'}")
+        if number == dtc.LOGOFF:
+            raise Away(f"the history server logged off: {fields['Reason'] or 'no reason given'}")
+    return None
 
 
-def _plain(connection: Connection, server: HistoryServer, going_on: Callable[[], bool]) -> Iterator[list[Message]]:
+def _plain(
+    connection: Connection, server: HistoryServer, patience: _Patience, going_on: Callable[[], bool]
+) -> Iterator[list[Message]]:
     while going_on():
-        batch = connection.receive(0.5)
+        batch = connection.receive(0.2)
         if batch:
             yield batch
-        else:
-            _patience(connection, server)
+        patience.check()
 
 
-def _inflated(connection: Connection, server: HistoryServer, going_on: Callable[[], bool]) -> Iterator[list[Message]]:
+def _inflated(
+    connection: Connection, server: HistoryServer, patience: _Patience, going_on: Callable[[], bool]
+) -> Iterator[list[Message]]:
     inflater, codec, size = zlib.decompressobj(), codec_of(server.encoding), 0
     while going_on():
-        data = connection.receive_raw(0.5)
-        if not data:
-            _patience(connection, server)
-        while data:
+        data = connection.receive_raw(0.2)
+        more = bool(data)
+        while more:
             try:
                 plain = inflater.decompress(data, UNPACK_BYTES)
             except zlib.error as error:
@@ -199,10 +242,7 @@ def _inflated(connection: Connection, server: HistoryServer, going_on: Callable[
             if inflater.eof:
                 raise EOFError("the compressed history ended before its last record")
             data = inflater.unconsumed_tail
+            more = bool(data) or len(plain) == UNPACK_BYTES
             if not going_on():
                 return
-
-
-def _patience(connection: Connection, server: HistoryServer) -> None:
-    if connection.silent_s > server.silent_s:
-        raise Away(f"the history server was silent for {server.silent_s:g} s")
+        patience.check()

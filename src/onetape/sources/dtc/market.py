@@ -3,8 +3,8 @@
 Trades become ticks with price, size and aggressor (at the ask: a buyer; at the bid: a seller) and the session so far
 where the server tells it; quotes become ticks with bid and ask. What the protocol marks as not known is None.
 
-Times in whole seconds are not put before what came earlier in the same second. Prices that travel as float32 are read
-as they print, so 1.10345 is 1.10345 and not 1.1034500598907471.
+Times in whole seconds are not put before what came earlier in the same second. Prices that travel or are kept as
+float32 are read as they print, so 1.10345 is 1.10345 and not 1.1034499406814575.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
+from onetape.importing.scid import FUTURE_S_MAX
 from onetape.record import BUY, SELL, TS_MAX_NS, UNKNOWN, Tick
 from onetape.sources.dtc import messages as dtc
 
@@ -22,15 +23,10 @@ _SIDES = {dtc.AT_ASK: BUY, dtc.AT_BID: SELL}
 #: Tick.flags of a trade: the protocol's mark of a bundle (1 first, 2 last), and the trade's condition above it.
 FIRST_OF_BUNDLE, LAST_OF_BUNDLE, CONDITION_SHIFT = 1, 2, 8
 
-#: Messages whose numbers are float32; those whose time is in whole seconds; those with microseconds as integers.
-_FLOATS = {
-    dtc.TRADE_COMPACT,
-    dtc.TRADE_UNBUNDLED_2,
-    dtc.TRADE_NO_TIMESTAMP,
-    dtc.BID_ASK_COMPACT,
-    dtc.BID_ASK_NO_TIMESTAMP,
-    dtc.BID_ASK_MICROSECONDS,
-}
+#: A time this much after now is none, ns: it would be the latest for ever, and the place behind which nothing is asked.
+FUTURE_NS = FUTURE_S_MAX * 1_000_000_000
+
+#: Messages whose time is in whole seconds; those with microseconds as integers.
 _SECONDS = {dtc.TRADE_COMPACT, dtc.BID_ASK, dtc.BID_ASK_COMPACT}
 _MICROSECONDS = {dtc.TRADE_UNBUNDLED_2, dtc.BID_ASK_MICROSECONDS}
 
@@ -78,9 +74,7 @@ class Market:
 
     def _trade(self, number: int, fields: dict[str, Any]) -> Tick | None:
         ts_ns, now_ns = self._time(number, fields), self._clock()
-        price, size = fields["Price"], fields["Volume"]
-        if number in _FLOATS:
-            price, size = as_printed(price), as_printed(size)
+        price, size = as_printed(fields["Price"]), as_printed(fields["Volume"])
         if ts_ns is None or not _known(price) or not _known(size) or size < 0:
             self.refused += 1
             return None
@@ -105,10 +99,7 @@ class Market:
     def _quote(self, number: int, fields: dict[str, Any]) -> Tick | None:
         ts_ns = self._time(number, fields)
         prices = fields["BidPrice"], fields["AskPrice"]
-        sizes = fields["BidQuantity"], fields["AskQuantity"]
-        if number in _FLOATS:
-            prices = as_printed(prices[0]), as_printed(prices[1])
-        return self._quoted(ts_ns, prices, sizes, {})
+        return self._quoted(ts_ns, prices, (fields["BidQuantity"], fields["AskQuantity"]), {})
 
     def _snapshot(self, fields: dict[str, Any]) -> Tick | None:
         """The state at the subscription. Its last trade was told when it happened; a quote that is not new is none."""
@@ -136,7 +127,7 @@ class Market:
     ) -> Tick | None:
         bid, bid_size = _side(prices[0], sizes[0])
         ask, ask_size = _side(prices[1], sizes[1])
-        if ts_ns is None or (bid is None and ask is None):
+        if ts_ns is None or ts_ns > self._clock() + FUTURE_NS or (bid is None and ask is None):
             self.refused += 1
             return None
         self._last_quote_ns = max(self._last_quote_ns, ts_ns)
@@ -175,7 +166,7 @@ class Market:
         return self._note(ts_ns)
 
     def _note(self, ts_ns: int | None) -> int | None:
-        if ts_ns is None or not 0 <= ts_ns <= TS_MAX_NS:
+        if ts_ns is None or not 0 <= ts_ns <= min(TS_MAX_NS, self._clock() + FUTURE_NS):
             return None
         self._last_ns = ts_ns
         return ts_ns
@@ -192,7 +183,7 @@ class Market:
                 return
             self._session[name] = int(value) if name == "trades" else float(value)
         elif _known(value) and not (name == "volume" and value < 0):
-            self._session[name] = float(value)
+            self._session[name] = as_printed(float(value))
 
 
 def seconds_to_ns(seconds: float) -> int | None:
@@ -205,8 +196,8 @@ def seconds_to_ns(seconds: float) -> int | None:
 def as_printed(value: float) -> float:
     """Return a float32 as its shortest decimal text says: what was meant, where it was a price in decimals.
 
-    Whole numbers stay as they are, and so do multiples of 1/256, as bonds are priced, while float32 has room for finer
-    ones: above 2048 they are as likely what is left of a decimal.
+    A double that is no float32 stays as it is. Whole numbers do too, and so do multiples of 1/256, as bonds are priced,
+    while float32 has room for finer ones: above 2048 they are as likely what is left of a decimal.
     """
     if not isfinite(value) or float(value).is_integer() or (abs(value) < 2048 and (value * 256.0).is_integer()):
         return value
@@ -225,4 +216,4 @@ def _side(price: float, size: float) -> tuple[float | None, float | None]:
     """One side of a quote. A price of 0 with a size of 0 is how some servers say that there is none."""
     if not _known(price) or (price == 0 and size == 0):
         return None, None
-    return float(price), float(size) if _known(size) and size >= 0 else None
+    return as_printed(float(price)), float(size) if _known(size) and size >= 0 else None

@@ -39,8 +39,11 @@ class DtcServer:
     """Two listening sockets (live and history) and a thread or two for each client.
 
     users: name → password; None lets everybody in. trade, quote: which of the protocol's messages carry them.
-    compressed: whether history is compressed for clients that ask for it.
+    compressed: whether history is compressed for clients that ask for it. `resubscribe`, to be set before clients
+    come: whether subscriptions are forgotten while the server's own feed is away.
     """
+
+    resubscribe = False
 
     def __init__(
         self,
@@ -139,6 +142,8 @@ class DtcServer:
         with self._lock:
             for client in self._clients:
                 client.tell(dtc.FEED_STATUS, {"Status": status})
+                if self.resubscribe and not available:
+                    client.forget()
 
     def cut(self) -> None:
         """Cut every connection without a word."""
@@ -224,6 +229,7 @@ class _Client:
         self._out: queue.Queue[bytes | None] = queue.Queue(maxsize=QUEUE_MAX)
         self._heartbeat_s = 10.0
         self._logged_on = False
+        self._write_lock = threading.Lock()
         taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         taken.settimeout(60)
 
@@ -237,6 +243,11 @@ class _Client:
     def tell_all(self, messages: Iterable[Message]) -> None:
         for number, fields in messages:
             self.tell(number, fields)
+
+    def forget(self) -> None:
+        """Forget all subscriptions."""
+        for known in (self.ids, self.symbols, self.depths):
+            known.clear()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -302,6 +313,7 @@ class _Client:
                     "Result": dtc.LOGON_SUCCESS,
                     "ServerName": server.name,
                     "HistoricalPriceDataSupported": 1,
+                    "ResubscribeWhenMarketDataFeedAvailable": int(server.resubscribe),
                     "OneHistoricalPriceDataRequestPerConnection": 1,
                     "MarketDepthIsSupported": 1,
                     "MarketDataSupported": 1,
@@ -402,7 +414,8 @@ class _Client:
                 self.close()
                 return
             try:
-                self._socket.sendall(data)
+                with self._write_lock:
+                    self._socket.sendall(data)
             except OSError:
                 self.close()
                 return

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, SourceRefused
 from onetape.record import Tick
@@ -22,6 +24,9 @@ from onetape.sources.dtc.place import Place, decode, encode
 from onetape.sources.source import Backoff, Delivery, Reconnecting
 
 _NS = 1_000_000_000
+
+#: How often it is said again that the server has no feed of a symbol, ns.
+_AWAY_NS = 5 * _NS
 
 #: A connection that lasted this long, s, was a good one: the next wait is short again.
 GOOD_S = 10.0
@@ -58,7 +63,7 @@ class DtcSource(Reconnecting):
         if not symbols:
             raise ConfigInvalid(f"source {name}: no symbols", hint='say which, such as symbols = ["ESZ6"]')
         super().__init__(name, backoff=backoff, clock=clock)
-        self._address = (host, port)
+        self._home = self._address = (host, port)
         self._symbols = dict(symbols)
         self._user, self._password = user, password
         self._encoding, self._heartbeat_s, self._connect_s = encoding, heartbeat_s, connect_s
@@ -67,7 +72,7 @@ class DtcSource(Reconnecting):
         self._spans: dict[str, tuple[int, int]] = {}  # what the fill of this connection is to cover
         self._told_cursor: str | None = None
         self._alive_ns: int | None = None  # when the server was last heard, of this process's connections
-        self._away_ns: int | None = None  # since when the server says that its own feed is away
+        self._away: dict[str, int] = {}  # symbols that the server has no feed of, and since when that is not told
         self.books: dict[str, Book] = {symbol: Book() for symbol in symbols} if depth else {}
 
     def resume(self, cursor: str | None) -> None:
@@ -77,16 +82,17 @@ class DtcSource(Reconnecting):
         super().resume(cursor)
 
     def _session(self) -> Iterator[Delivery]:
-        host, port = self._address
-        connection = Connection(host, port, connect_s=self._connect_s, heartbeat_s=self._heartbeat_s)
+        address, self._address = self._address, self._home  # a redirection holds while its address answers
+        connection = Connection(*address, connect_s=self._connect_s, heartbeat_s=self._heartbeat_s, wanted=self._wanted)
         began = time.monotonic()
         fill = None
         try:
             chosen = connection.agree(self._encoding)
             welcome = connection.log_on(user=self._user, password=self._password)
+            self._address = address
             self._facts["server"], self._facts["encoding"] = welcome["ServerName"], chosen
             ids = self._subscribe(connection)
-            session = _Session(self, ids, bool(welcome["MarketDepthUpdatesBestBidAndAsk"]))
+            session = _Session(self, ids, welcome, self._subscribe)
             missing = self._gap()
             fill = self._fill(missing)
             self._tell(state="live", trouble=None)
@@ -95,15 +101,16 @@ class DtcSource(Reconnecting):
                 if not good and time.monotonic() - began > GOOD_S:
                     self._backoff.reset()
                     good = True
-                taken = connection.receive(0.05 if fill and not fill.done else 0.5)
-                self._alive_ns = self._clock()
+                taken = connection.receive(0.05 if fill and fill.busy else 0.5)
+                heard_ns = self._clock() - int(connection.silent_s * _NS)
                 delivery = session.deliver(taken, fill, missing, connection)
                 missing = []
-                yield delivery
+                yield msgspec.structs.replace(delivery, heard_ns=heard_ns)
+                self._alive_ns = heard_ns
                 self._facts["unknown_messages"] = connection.unknown
             connection.log_off("the client ends")
         except Moved as error:
-            self._address = _address(error.address, port)
+            self._address = _address(error.address, address[1])
             raise
         except Unwelcome as error:
             raise SourceRefused(f"source {self.name}: {error}", hint="check user and password of the server") from error
@@ -113,6 +120,9 @@ class DtcSource(Reconnecting):
             connection.close()
             for book in self.books.values():
                 book.clear()
+
+    def _wanted(self) -> bool:
+        return not self.stopped
 
     def _subscribe(self, connection: Connection) -> dict[int, str]:
         ids = dict(enumerate(self._symbols, start=1))
@@ -127,9 +137,10 @@ class DtcSource(Reconnecting):
     def _gap(self) -> list[tuple[str, int, int]]:
         """Of which span nothing was heard, between the connection before and this one."""
         now, before = self._clock(), self._alive_ns
+        away, self._away = self._away, {}
         if before is None or now <= before:
             return []
-        return [(symbol, before, now) for symbol in self._symbols]
+        return [(symbol, min(before, away.get(symbol, before)), now) for symbol in self._symbols]
 
     def _fill(self, missing: list[tuple[str, int, int]]) -> Fill | None:
         """Begin to ask history for what is behind the places; what it will tell is not missing yet."""
@@ -142,7 +153,8 @@ class DtcSource(Reconnecting):
         if not places:
             return None
         theirs = {symbol: self._symbols[symbol] for symbol in places}
-        self._spans = {symbol: (start, end) for symbol, start, end in missing}
+        for symbol, start, end in missing:  # what a fill that was cut off had to cover is still to be
+            self._spans[symbol] = (self._spans.get(symbol, (start, end))[0], end)
         missing[:] = [span for span in missing if span[0] not in places]
         return Fill(self._history, places, theirs, source=self.name, clock=self._clock)
 
@@ -150,14 +162,24 @@ class DtcSource(Reconnecting):
 class _Session:
     """What one connection's messages become."""
 
-    def __init__(self, source: DtcSource, ids: dict[int, str], quotes_by_depth: bool) -> None:
+    def __init__(
+        self,
+        source: DtcSource,
+        ids: dict[int, str],
+        welcome: Mapping[str, Any],
+        subscribe: Callable[[Connection], object],
+    ) -> None:
         self._source = source
         self._ids = ids
+        self._subscribe = subscribe
         self._markets = {number: Market(symbol, source.name, source._clock) for number, symbol in ids.items()}
         self._first_second: dict[str, int] = {}  # in which the live trades began, perhaps in its middle
         self._begun: set[str] = set()  # symbols whose place goes on without a break into the live trades
         self._depth = Depth({number: source.books[symbol] for number, symbol in ids.items() if symbol in source.books})
-        self._quotes_by_depth = quotes_by_depth
+        self._quotes_by_depth = bool(welcome["MarketDepthUpdatesBestBidAndAsk"])
+        self._again = bool(welcome["ResubscribeWhenMarketDataFeedAvailable"])
+        self._rejected: dict[str, str] = {}
+        self._beat_ns = source._clock()  # of the server's last heartbeat
         self._dropped = 0
         self._refused = 0
 
@@ -171,6 +193,7 @@ class _Session:
         """Return what these messages and the fill have by now."""
         source, ticks, moved = self._source, [], False
         missing, covers = list(missing), []
+        self._still_away(missing)
         for number, fields in messages:
             tick = self._take(number, fields, missing, connection)
             if tick is None:
@@ -191,7 +214,7 @@ class _Session:
                         self._begun.add(part.symbol)
                     for tick in part.ticks:
                         self._advance(tick)
-                    span = source._spans.get(part.symbol)
+                    span = source._spans.pop(part.symbol, None)
                     if part.joined:
                         self._fact("filled_ns", part.symbol, source._clock())
                         covers += [(part.symbol, *span)] if span else []
@@ -225,16 +248,20 @@ class _Session:
     ) -> Tick | None:
         source = self._source
         if number == dtc.HEARTBEAT:
-            dropped = fields["NumDroppedMessages"]
-            source._count(dropped=max(0, dropped - self._dropped))
-            self._dropped = max(dropped, self._dropped)
+            self._heartbeat(fields["NumDroppedMessages"], missing)
         elif number == dtc.FEED_STATUS:
-            self._feed_status(fields["Status"], missing)
+            self._feed_status(list(self._ids), fields["Status"], missing, connection)
+        elif number == dtc.FEED_SYMBOL_STATUS:
+            self._feed_status([fields["SymbolID"]], fields["Status"], missing, connection)
         elif number in (dtc.MARKET_DATA_REJECT, dtc.DEPTH_REJECT):
             symbol = self._ids.get(fields["SymbolID"])
             if symbol is not None:
-                kind = "rejected" if number == dtc.MARKET_DATA_REJECT else "depth_rejected"
-                self._fact(kind, symbol, fields["RejectText"] or "no reason given")
+                why = fields["RejectText"] or "no reason given"
+                self._fact("rejected" if number == dtc.MARKET_DATA_REJECT else "depth_rejected", symbol, why)
+                if number == dtc.MARKET_DATA_REJECT:
+                    self._rejected[symbol] = why
+                    source._away.setdefault(symbol, source._clock())
+                    self._trouble()
         elif "SymbolID" in fields:
             market = self._markets.get(fields["SymbolID"])
             if market is None:
@@ -251,15 +278,53 @@ class _Session:
         facts = self._source._facts
         facts[kind] = {**facts.get(kind, {}), symbol: value}  # a new one: others may be reading the old
 
-    def _feed_status(self, status: int, missing: list[tuple[str, int, int]]) -> None:
-        source = self._source
+    def _heartbeat(self, dropped: int, missing: list[tuple[str, int, int]]) -> None:
+        """Take the server's count of messages that it did not send; a smaller one than before began anew."""
+        new = dropped - self._dropped if dropped >= self._dropped else dropped
+        before, self._beat_ns, self._dropped = self._beat_ns, self._source._clock(), dropped
+        if new:
+            self._source._count(dropped=new)
+            missing += [(symbol, before, max(before + 1, self._beat_ns)) for symbol in self._ids.values()]
+
+    def _feed_status(
+        self, numbers: list[int], status: int, missing: list[tuple[str, int, int]], connection: Connection
+    ) -> None:
+        source, now = self._source, self._source._clock()
+        symbols = [self._ids[number] for number in numbers if number in self._ids]
         if status == dtc.FEED_UNAVAILABLE:
-            source._away_ns = source._away_ns or source._clock()
-            source._tell(trouble="the server says that its own feed is away")
-        elif status == dtc.FEED_AVAILABLE and source._away_ns is not None:
-            since, source._away_ns = source._away_ns, None
-            source._tell(trouble=None)
-            missing += [(symbol, since, max(since + 1, source._clock())) for symbol in self._ids.values()]
+            for symbol in symbols:
+                source._away.setdefault(symbol, now)
+        elif status == dtc.FEED_AVAILABLE:
+            back = [symbol for symbol in symbols if symbol in source._away and symbol not in self._rejected]
+            for symbol in back:
+                since = source._away.pop(symbol)
+                missing.append((symbol, since, max(since + 1, now)))
+                self._first_second.pop(symbol, None)  # the second that it comes back in is seen from its middle on
+                self._begun.discard(symbol)
+            if back and self._again:
+                self._subscribe(connection)
+        self._trouble()
+
+    def _trouble(self) -> None:
+        """Say what of the server's own feed is away. Of a source without any feed nothing is covered."""
+        source = self._source
+        away = [symbol for symbol in source._away if symbol not in self._rejected]
+        why = [f"the server says that its own feed is away: {_some(away)}"] if away else []
+        why += [f"the server rejects {symbol}: {text}" for symbol, text in list(self._rejected.items())[:3]]
+        heard = len(source._away) < len(source._symbols)
+        source._tell(state="live" if heard else "waiting", trouble="; ".join(why) or None)
+
+    def _still_away(self, missing: list[tuple[str, int, int]]) -> None:
+        """Say on and on what is missing of symbols that were heard before: a kill must not leave it covered."""
+        source, now = self._source, self._source._clock()
+        for symbol, since in source._away.items():
+            if now - since >= _AWAY_NS and symbol in source._places:
+                missing.append((symbol, since, now))
+                source._away[symbol] = now
+
+
+def _some(symbols: list[str]) -> str:
+    return ", ".join(symbols[:5]) + (f" and {len(symbols) - 5} more" if len(symbols) > 5 else "")
 
 
 def _address(text: str, port: int) -> tuple[str, int]:
