@@ -125,8 +125,41 @@ def test_the_state_that_a_new_connection_begins_with_is_not_told_again() -> None
     state = {"price": 5.0, "size": 1, "volume": 10, "ts": 100}
     assert len(_ticks(watch, state, polled=False)) == 1
     watch.reconnected()
-    assert _ticks(watch, state, state, polled=False) == [(5.0, 4.0)]  # the second is an event
+    assert _ticks(watch, state, state, polled=False) == []  # by its own counter nothing was traded
+    uncounted = Watch("ES", "b")
+    said = {"price": 5.0, "size": 1, "ts": 100}
+    assert len(_ticks(uncounted, said, polled=False)) == 1
+    uncounted.reconnected()
+    assert _ticks(uncounted, said, said, polled=False) == [(5.0, 4.0)]  # the second is an event
     restarted = Watch("ES", "b", watch.known)
     assert _ticks(restarted, state, polled=False) == []
     moved = Watch("ES", "b", watch.known)
     assert _ticks(moved, {**state, "bid": 4.5}, polled=False) == [(None, 4.5)]  # the trade was told before
+
+
+def test_a_state_pushed_again_whose_counter_stands_still_is_no_trade_again() -> None:
+    """Bridges that push every 100 ms, news or none: the session's volume says that nothing was traded."""
+    watch = Watch("ES", "b")
+    same = {"price": 5.0, "size": 1, "volume": 10, "ts": 100}
+    assert _ticks(watch, same, same, same, {**same, "volume": 11}, polled=False) == [(5.0, 4.0), (5.0, 4.0)]
+    assert watch.repeats == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "price"),
+    [("4,500.25", 4500.25), ("1,234,567", 1234567.0), ("12,34,567.5", 1234567.5), ("-37.63", -37.63), ("+1.5", 1.5)],
+)
+def test_groups_of_thousands_are_read(text: str, price: float) -> None:
+    assert read({"price": text}).price == price
+
+
+@pytest.mark.parametrize("text", ["4500,25", "4,50", "4.500,25", "1,2345", "1_000", "٣"])
+def test_a_number_that_may_mean_another_one_is_refused(text: str) -> None:
+    with pytest.raises(LookInvalid):
+        read({"price": text})
+
+
+def test_a_huge_number_costs_no_time() -> None:
+    for value in ("-1e999999", "1e-999999", "1e999999"):
+        with pytest.raises(LookInvalid):
+            read({"price": 1, "ts": value})

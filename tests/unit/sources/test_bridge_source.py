@@ -246,3 +246,154 @@ def test_options_that_cannot_be_used_are_refused(table: dict[str, object]) -> No
 def test_a_foreign_cursor_is_refused() -> None:
     with pytest.raises(ConfigInvalid):
         make("b", Options(symbols=["A"])).resume("17")
+
+
+@contextlib.contextmanager
+def server_that(talk: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server that takes each connection's first bytes and then talks like this."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(taken: socket.socket) -> None:
+        with taken, contextlib.suppress(OSError):
+            taken.recv(65536)
+            talk(taken)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.close()
+
+
+def _drip(head: bytes) -> Callable[[socket.socket], None]:
+    def talk(taken: socket.socket) -> None:
+        taken.sendall(head)
+        while True:
+            taken.sendall(b"x")
+            time.sleep(0.05)
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n"], ids=["head", "body"]
+)
+def test_an_answer_that_drips_is_given_up_at_its_time(head: bytes) -> None:
+    with server_that(_drip(head)) as port, running(port, transport="http", connect_s=0.5) as run:
+        until(lambda: "no whole answer within 0.5 s" in (run.source.stats.trouble or ""))
+
+
+@pytest.mark.parametrize("transport", ["http", "ws"])
+def test_closing_ends_a_source_whose_bridge_says_nothing(transport: str) -> None:
+    with server_that(lambda taken: time.sleep(60)) as port:
+        source = make("b", Options(symbols=["S"], port=port, connect_s=200.0, transport=transport))  # type: ignore[arg-type]
+        run = Running(source)
+        until(lambda: source.stats.state == "connecting")
+        time.sleep(0.05)
+        run.end()
+
+
+def test_a_message_of_another_symbol_is_not_taken_for_ours() -> None:
+    with BridgeServer() as server, running(server.port, symbols=["ESZ6", "NQZ6"]) as run:
+        until(lambda: server.listeners == 2)
+        server.tell("ESZ6", {"symbol": "ESZ6", "price": 4500.25, "timestamp": 1760000001})
+        server.tell("ESZ6", {"symbol": "NQZ6", "price": 15000.0, "timestamp": 1760000002})
+        server.tell("ESZ6", {"symbol": "YMZ6", "price": 35000.0, "timestamp": 1760000003})
+        server.tell("ESZ6", {"symbol": "ESZ6", "price": 4500.5, "timestamp": 1760000004})
+        until(lambda: len(run.ticks) == 2)
+        assert [(tick.symbol, tick.price) for tick in run.ticks] == [("ESZ6", 4500.25), ("ESZ6", 4500.5)]
+        assert run.source.stats.refused == 2 and "YMZ6" in run.source.stats.facts["refused_last"]
+
+
+def test_a_symbol_may_have_another_name_at_the_bridge() -> None:
+    with BridgeServer() as server, running(server.port) as run:
+        until(lambda: server.listeners == 1)
+        for second in (1, 2):
+            server.tell(
+                "ESZ6", {"symbol": "ESZ26_FUT_CME", "price": 4500.25 + second, "timestamp": 1760000000 + second}
+            )
+        until(lambda: len(run.ticks) == 2)
+        server.tell("ESZ6", {"symbol": "NQZ26_FUT_CME", "price": 1.0, "timestamp": 1760000003})
+        until(lambda: run.source.stats.refused == 1)
+
+
+def test_a_time_from_the_future_is_refused() -> None:
+    with BridgeServer() as server, running(server.port) as run:
+        until(lambda: server.listeners == 1)
+        server.tell("ESZ6", {"price": 1.0, "timestamp": 7_000_000_000})
+        server.publish(trade(1))
+        until(lambda: run.ticks)
+        assert [tick.price for tick in run.ticks] == [101.0] and run.source.stats.refused == 1
+
+
+def test_time_in_which_a_bridge_answers_nothing_is_a_gap_from_its_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half open: the connection stands, nothing comes, and nobody says that it is gone."""
+    monkeypatch.setattr("onetape.sources.bridge.push.ASK_S", 0.1)
+    monkeypatch.setattr("onetape.sources.bridge.push.LOST_S", 1.5)
+    with BridgeServer() as server, _relay(server.port) as (port, stalled), running(port) as run:
+        until(lambda: server.listeners == 1)
+        server.publish(trade(1))
+        until(lambda: run.ticks)
+        stalled.set()
+        at_ns = time.time_ns()
+        until(lambda: run.source.stats.reconnects)
+        stalled.clear()
+        until(lambda: run.missing)
+        ((_, start_ns, end_ns),) = run.missing
+        assert start_ns <= at_ns + 100_000_000 and end_ns - start_ns > 1_000_000_000
+        heard = [one.heard_ns for one in run.deliveries if one.heard_ns]
+        assert heard and not [at for at in heard if start_ns + 1_000_000 < at < end_ns]
+
+
+@contextlib.contextmanager
+def _relay(onward_port: int) -> Iterator[tuple[int, threading.Event]]:
+    """A relay in front of a server that passes nothing on while the event is set."""
+    listener, stalled = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                while stalled.is_set():
+                    time.sleep(0.01)
+                target.sendall(data)
+        for one in (source, target):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken, _ = listener.accept()
+                onward = socket.create_connection(("127.0.0.1", onward_port))
+                for pair in ((taken, onward), (onward, taken)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()[1], stalled
+    finally:
+        stalled.clear()
+        listener.close()
+
+
+def test_a_copy_of_another_file_is_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    with BridgeServer(folder=folder) as server, BridgeFiles(port=server.port) as files:
+        target = tmp_path / "copy.scid"
+        target.write_bytes(os.urandom(5000))
+        with pytest.raises(SourceRefused, match="another"):
+            files.fetch("ESZ6.scid", target)
+        assert target.stat().st_size == 5000
+
+
+def test_a_file_that_ends_too_early_is_said_to(folder: Path, tmp_path: Path) -> None:
+    with BridgeServer(folder=folder) as server, BridgeFiles(port=server.port) as files:
+        pieces = files.pieces("ESZ6.scid")
+        next(pieces)
+        (folder / "ESZ6.scid").write_bytes(b"short")
+        with pytest.raises(SourceRefused, match="1048576 of 2500000"):
+            list(pieces)

@@ -24,6 +24,8 @@ PORT = 8765
 
 #: What is read at once, bytes.
 PIECE_BYTES = 1 << 20
+#: So much of the begin and of the end of a copy is compared before it is gone on with, bytes.
+_CHECK_BYTES = 4096
 
 
 class RemoteFile(msgspec.Struct, frozen=True):
@@ -106,14 +108,18 @@ class BridgeFiles:
         while offset < end:
             piece = self.piece(name, offset, min(PIECE_BYTES, end - offset))
             if not piece:
-                return
+                raise SourceRefused(
+                    f"bridge {self._where}: {name} ended at byte {offset} of {end}",
+                    hint="it was cut or replaced meanwhile; ask again",
+                )
             offset += len(piece)
             yield piece
 
     def fetch(self, name: str, target: Path, bytes_max: int = 1 << 40) -> int:
         """Copy the file to `target`, behind what is there of it already, and return its size.
 
-        A target that is longer than the file is refused: it is another file, or the bridge's was replaced.
+        A target that is longer than the file, or begins or ends in another way, is refused: it is another file, or the
+        bridge's was replaced.
         """
         have = target.stat().st_size if target.exists() else 0
         size = self.info(name).size
@@ -122,6 +128,16 @@ class BridgeFiles:
                 f"{target} has {have} bytes, {name} at {self._where} has {size}",
                 hint="the file was replaced, or is another one; remove the copy and fetch anew",
             )
+        if have:
+            with target.open("rb") as file:
+                for offset in (0, max(0, have - _CHECK_BYTES)):
+                    file.seek(offset)
+                    here = file.read(min(_CHECK_BYTES, have - offset))
+                    if self.piece(name, offset, len(here)) != here:
+                        raise SourceRefused(
+                            f"{target} and {name} at {self._where} differ from byte {offset} on",
+                            hint="the file was replaced, or is another one; remove the copy and fetch anew",
+                        )
         with target.open("ab") as file:
             for piece in self.pieces(name, have, bytes_max):
                 file.write(piece)

@@ -7,6 +7,7 @@ a message, `Watch.news()` a tick of what it says that the look before did not.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from math import isfinite
@@ -21,6 +22,9 @@ from onetape.sources.spellings import SPELLINGS
 
 _TEXTS = ("symbol", "when", "side", "source")
 _PRICES = ("price", "open", "high", "low", "bid", "ask", "vwap")
+#: A number as text, perhaps with its thousands set apart by commas (also as in 12,34,567), never with a decimal comma.
+_NUMBER = re.compile(r"[+-]?(?=\.?\d)(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d*)(?:\.\d*)?(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_DIGITS_MAX = 400
 _SIDES = {"buy": BUY, "b": BUY, "ask": BUY, "sell": SELL, "s": SELL, "bid": SELL}
 
 
@@ -155,15 +159,17 @@ class Watch:
         """Return what is new as a tick, None where nothing is.
 
         Polling gives the same state again and again: a repeat is nothing new. Pushed messages are events: two equal
-        ones are two, but for the first of a connection. A quote that moved beside a trade that did not (by the
-        bridge's own volume or number of trades, or without them by price and size) is a quote alone.
+        ones are two, but for the first of a connection, and where the bridge's own counter stands still. A quote that
+        moved beside a trade that did not (by that volume or number of trades, or without them by price and size) is a
+        quote alone.
         """
         self.placeholders += look.placeholders
         before, trade, known_key = self._before, self._trade, self._known_key
         self._before, self._known_key = look, None
         if look.price is not None:
             self._trade = look  # a look without a price does not make the last trade new again
-        if (known_key is not None and look.key() == known_key) or (polled and look == before):
+        is_counted = look.volume is not None or look.trades is not None
+        if (known_key is not None and look.key() == known_key) or ((polled or is_counted) and look == before):
             self.repeats += 1
             return None
         traded = look.price is not None and (
@@ -224,6 +230,8 @@ def time_ns(value: Any) -> int:
             raise LookInvalid(f"timestamp = {value!r:.60}") from error
     else:
         exact = _decimal("timestamp", value)
+        if not -20 <= exact.adjusted() <= 20:
+            raise LookInvalid(f"timestamp = {value!r:.60}")
         shift = 9 if exact < 10**11 else 6 if exact < 10**14 else 3 if exact < 10**17 else 0
         if exact > TS_MAX_NS:
             raise LookInvalid(f"timestamp = {value!r:.60}")
@@ -242,10 +250,16 @@ def _is_number(text: str) -> bool:
 
 
 def _decimal(field: str, value: Any) -> Decimal:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """A number exactly as it is written; one that may mean another (4500,25) is none."""
+    if isinstance(value, str):
+        text = value.strip()
+        if len(text) > _DIGITS_MAX or not _NUMBER.fullmatch(text):
+            raise LookInvalid(f"{field} = {value!r:.60}")
+        value = text.replace(",", "")
+    elif isinstance(value, bool) or not isinstance(value, int | float):
         raise LookInvalid(f"{field} = {value!r:.60}")
     try:
-        exact = Decimal(value.replace(",", "") if isinstance(value, str) else repr(value))
+        exact = Decimal(repr(value) if isinstance(value, float) else value)
     except InvalidOperation as error:
         raise LookInvalid(f"{field} = {value!r:.60}") from error
     if not exact.is_finite():

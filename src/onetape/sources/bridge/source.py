@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from onetape.clock import now_ns
+from onetape.clock import now_ns, to_text
 from onetape.errors import ConfigInvalid
+from onetape.importing.scid import FUTURE_S_MAX
 from onetape.record import Tick
 from onetape.sources.bridge.http import BridgeAway, BridgeHttp, quoted
 from onetape.sources.bridge.look import Known, LookInvalid, Watch, read
+from onetape.sources.bridge.push import Push
 from onetape.sources.source import Backoff, Delivery, Reconnecting
 
 Transport = Literal["auto", "ws", "http"]
 
-#: A pushed message is at most this long, bytes.
-MESSAGE_BYTES = 1 << 20
-
 #: A connection that lasted this long, s, was a good one: the next wait is short again.
 GOOD_S = 10.0
 
-_DELIVER_MAX = 5_000
+#: A time this much after now is none, ns: it would be the latest for ever.
+_FUTURE_NS = FUTURE_S_MAX * 1_000_000_000
+#: A bridge that names a symbol anew is believed when it has not used the name before for this long, ns: a roll.
+_RENAMED_NS = 60_000_000_000
 
 
 class _Cursor(msgspec.Struct, array_like=True):
@@ -68,6 +67,8 @@ class BridgeSource(Reconnecting):
         self._number = 0
         self._alive_ns: int | None = None
         self._counted: dict[str, float] = {}
+        self._names: dict[str, tuple[str, int]] = {}  # what the bridge calls a symbol, and when it did last
+        self._push: Push | None = None
 
     def resume(self, cursor: str | None) -> None:
         """Go on: a state that was told before is not told again."""
@@ -84,10 +85,19 @@ class BridgeSource(Reconnecting):
         self._watches = {symbol: Watch(symbol, self.name, known.get(symbol)) for symbol in self._symbols}
         super().resume(cursor)
 
+    def close(self) -> None:
+        super().close()
+        push = self._push
+        if push is not None:
+            push.hang_up()
+
+    def _wanted(self) -> bool:
+        return not self.stopped
+
     def _session(self) -> Iterator[Delivery]:
         began, good = time.monotonic(), False
-        with BridgeHttp(self._host, self._port, answer_s=self._connect_s) as http:
-            push = _Push(self._host, self._port, self._connect_s)
+        with BridgeHttp(self._host, self._port, answer_s=self._connect_s, wanted=self._wanted) as http:
+            push = self._push = Push(self._host, self._port, self._connect_s, self._wanted)
             try:
                 polled = list(self._symbols)
                 if self._transport != "http":
@@ -97,13 +107,17 @@ class BridgeSource(Reconnecting):
                 for watch in self._watches.values():
                     watch.reconnected()
                 self._facts["pushed"], self._facts["polled"] = len(self._symbols) - len(polled), len(polled)
-                missing, next_poll = self._gap(), time.monotonic()
+                begun_ns, next_poll = self._clock(), time.monotonic()
+                missing = self._gap(begun_ns)
+                answered = next_poll  # when the last poll that was answered began
                 while not self.stopped:
                     ticks: list[Tick] = []
                     if polled and time.monotonic() >= next_poll:
+                        began_poll = time.monotonic()
                         for symbol, state in self._poll(http, polled):
                             self._take(symbol, state, ticks, polled=True)
-                        next_poll = time.monotonic() + self._poll_s
+                        answered, next_poll = began_poll, time.monotonic() + self._poll_s
+                    heard = min(answered if polled else math.inf, push.heard)
                     wait_s = min(0.5, next_poll - time.monotonic()) if polled else 0.5
                     for symbol, text in push.messages(max(wait_s, 0.001)):
                         self._take(symbol, text, ticks, polled=False)
@@ -112,15 +126,16 @@ class BridgeSource(Reconnecting):
                     if not good and time.monotonic() - began > GOOD_S:
                         self._backoff.reset()
                         good = True
-                    self._alive_ns = self._clock()
-                    yield self._delivery(ticks, missing)
-                    missing = []
+                    heard_ns = max(begun_ns, self._clock() - int((time.monotonic() - heard) * 1e9))
+                    yield self._delivery(ticks, missing, heard_ns)
+                    missing, self._alive_ns = [], heard_ns
                     push.check()
             finally:
+                self._push = None
                 push.close()
 
-    def _gap(self) -> list[tuple[str, int, int]]:
-        before, now = self._alive_ns, self._clock()
+    def _gap(self, now: int) -> list[tuple[str, int, int]]:
+        before = self._alive_ns
         if before is None or now <= before:
             return []
         return [(symbol, before, now) for symbol in self._symbols]
@@ -135,6 +150,8 @@ class BridgeSource(Reconnecting):
             states = None
         absent: list[str] = []
         for symbol in symbols:
+            if self.stopped:
+                return
             if states is not None and symbol in states:
                 yield symbol, states[symbol]
                 continue
@@ -151,14 +168,29 @@ class BridgeSource(Reconnecting):
             if isinstance(message, str | bytes):
                 message = msgspec.json.decode(message)
             for one in message if isinstance(message, list) else [message]:
-                tick = self._watches[symbol].news(read(one), self._clock(), polled=polled)
+                look, now = read(one), self._clock()
+                if look.ts_ns is not None and look.ts_ns > now + _FUTURE_NS:
+                    raise LookInvalid(f"a time in the future: {to_text(look.ts_ns)}")
+                self._check_name(symbol, look.symbol, now)
+                tick = self._watches[symbol].news(look, now, polled=polled)
                 if tick is not None:
                     ticks.append(tick)
         except (LookInvalid, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self._count(refused=1)
             self._facts["refused_last"] = f"{symbol}: {error}"
 
-    def _delivery(self, ticks: list[Tick], missing: list[tuple[str, int, int]]) -> Delivery:
+    def _check_name(self, symbol: str, told: str | None, now: int) -> None:
+        """Raise LookInvalid for a message of another symbol. A bridge may have its own names, but one at a time."""
+        if told is None or told == symbol:
+            if told is not None:
+                self._names[symbol] = (told, now)
+            return
+        name, last_ns = self._names.get(symbol, (told, now))
+        if told in self._watches or (told != name and now - last_ns < _RENAMED_NS):
+            raise LookInvalid(f"a message of {told!r:.60}")
+        self._names[symbol] = (told, now)
+
+    def _delivery(self, ticks: list[Tick], missing: list[tuple[str, int, int]], heard_ns: int) -> Delivery:
         totals = {
             name: sum(getattr(watch, name) for watch in self._watches.values())
             for name in ("repeats", "placeholders", "unseen")
@@ -167,81 +199,11 @@ class BridgeSource(Reconnecting):
         self._counted = totals
         self._facts["placeholders"], self._facts["volume_unseen"] = totals["placeholders"], totals["unseen"]
         if not ticks:
-            return Delivery(missing=missing)
+            return Delivery(missing=missing, heard_ns=heard_ns)
         self._number += 1
         known = {symbol: watch.known for symbol, watch in self._watches.items()}
         cursor = _Cursor(self._number, {symbol: one for symbol, one in known.items() if one is not None})
-        return Delivery(ticks, cursor=msgspec.json.encode(cursor).decode(), missing=missing)
-
-
-class _Push:
-    """A WebSocket and a thread for each symbol, and one bounded queue that they share."""
-
-    def __init__(self, host: str, port: int, connect_s: float) -> None:
-        shown = f"[{host}]" if ":" in host else host
-        self._address = f"ws://{shown}:{port}/ws/live_data/"
-        self._connect_s = connect_s
-        self._queue: queue.Queue[tuple[str, str | bytes]] = queue.Queue(maxsize=10_000)
-        self._sockets: list[contextlib.ExitStack] = []
-        self._stopped = threading.Event()
-        self._why: Exception | None = None
-
-    def open(self, symbol: str, *, required: bool) -> bool:
-        """Connect; whether the bridge lets us. Raises OSError where there is no bridge."""
-        stack = contextlib.ExitStack()
-        try:
-            socket = stack.enter_context(
-                connect(
-                    self._address + quoted(symbol),
-                    open_timeout=self._connect_s,
-                    close_timeout=0.1,
-                    max_size=MESSAGE_BYTES,
-                    compression=None,
-                    proxy=None,
-                )
-            )
-        except InvalidMessage as error:
-            raise BridgeAway(f"no bridge: {error}") from error
-        except InvalidHandshake as error:
-            if required:
-                raise BridgeAway(f"the bridge refuses the WebSocket of {symbol}: {error}") from error
-            return False
-        self._sockets.append(stack)
-        threading.Thread(target=self._read, args=(symbol, socket), name=f"bridge {symbol}", daemon=True).start()
-        return True
-
-    def messages(self, wait_s: float) -> Iterator[tuple[str, str | bytes]]:
-        """Yield what came, waiting this long for the first."""
-        try:
-            yield self._queue.get(timeout=wait_s)
-            for _ in range(_DELIVER_MAX):
-                yield self._queue.get_nowait()
-        except queue.Empty:
-            return
-
-    def check(self) -> None:
-        """Raise what ended a connection, once what came before it was given."""
-        if self._why is not None and self._queue.empty():
-            raise self._why
-
-    def close(self) -> None:
-        """End all of them."""
-        self._stopped.set()
-        for stack in self._sockets:  # each waits for the other side, which may be gone
-            threading.Thread(target=stack.close, name="bridge farewell", daemon=True).start()
-
-    def _read(self, symbol: str, socket: ClientConnection) -> None:
-        try:
-            while not self._stopped.is_set():
-                message = socket.recv()
-                while not self._stopped.is_set():
-                    try:
-                        self._queue.put((symbol, message), timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
-        except Exception as error:  # noqa: BLE001  whatever ends this thread ends the session, with its reason
-            self._why = self._why or BridgeAway(f"{symbol}: {error or type(error).__name__}")
+        return Delivery(ticks, cursor=msgspec.json.encode(cursor).decode(), missing=missing, heard_ns=heard_ns)
 
 
 def _by_symbol(value: Any) -> dict[str, Any]:
