@@ -19,7 +19,7 @@ CHILD = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import onetape
-from onetape.importing import dbn_records, formats, lean, predecessor
+from onetape.importing import dbn_records, lean, predecessor
 from onetape.importing.formats import Options, import_file
 
 lean.BATCH_ROWS = dbn_records.BATCH_ROWS = predecessor.WINDOW = 1000

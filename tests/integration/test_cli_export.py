@@ -77,8 +77,8 @@ def test_an_import_killed_at_any_batch_goes_on_and_ends_as_one_that_was_not(plac
     assert main(["export", "--tape", "big.db", "--to", "a.parquet"]) == 0
     code = """
         import os, signal, sys, onetape
-        from onetape.importing import formats
-        formats.BATCH_ROWS = 500
+        from onetape.importing import format, formats
+        format.BATCH_ROWS = 500
         append, left = onetape.Tape.append_table, [int(sys.argv[1])]
         def killed(self, data, **identity):
             if not left[0]:

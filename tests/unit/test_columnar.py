@@ -154,7 +154,7 @@ def test_good_rows_of_a_file_with_wrong_ones_can_be_stored(tape: onetape.Tape, w
 def test_row_groups_become_batches_of_one_size_and_an_import_goes_on_where_it_was(
     tape: onetape.Tape, write: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "BATCH_ROWS", 700)
+    monkeypatch.setattr("onetape.importing.format.BATCH_ROWS", 700)
     rows = 2500
     path = write({"time": pa.array([T0 + i for i in range(rows)]), "price": [float(i) for i in range(rows)]})
     append, calls = onetape.Tape.append_table, []

@@ -12,7 +12,6 @@ import pytest
 
 import onetape
 from onetape.errors import ImportInvalid
-from onetape.importing import formats
 from onetape.importing.formats import Imported, Options, import_file
 
 S = 1_723_161_256_000_000_000
@@ -199,7 +198,7 @@ def test_bitmex_rows_before_a_partial_or_of_an_unknown_id_are_counted(tape: onet
 def test_batches_of_any_size_store_the_same_and_an_unknown_venue_is_refused(
     tape: onetape.Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "BATCH_ROWS", 7)
+    monkeypatch.setattr("onetape.importing.format.BATCH_ROWS", 7)
     path = _write(tmp_path, [_trade(str(i), T=MS + i) for i in range(30)])
     done = _one(tape, path)
     assert (done.stored, done.digest) == (30, _one(tape, path).digest)

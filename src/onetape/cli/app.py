@@ -31,7 +31,7 @@ from onetape.cli import (
     top,
     watch,
 )
-from onetape.cli.output import plain
+from onetape.cli.output import print_error
 
 EXIT_CODES = """\b
 Exit codes:
@@ -204,8 +204,3 @@ def _report(error: Exception) -> int:
         return 1
     print_error(f"unexpected {type(error).__name__}: {error} (run it again with --debug and report it)")
     return 1
-
-
-def print_error(message: str) -> None:
-    """Print an error as the one line it is."""
-    sys.stderr.write(f"onetape: error: {plain(' '.join(message.split()))}\n")

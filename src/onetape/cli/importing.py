@@ -11,6 +11,7 @@ import typer
 
 from onetape.cli import formats, output
 from onetape.cli.options import Json, TapePath, open_tape
+from onetape.cli.output import print_error
 from onetape.cli.progress import ProgressLine
 from onetape.errors import ConfigInvalid, ImportInvalid
 
@@ -142,8 +143,6 @@ def _import_all(
     tape: Tape | None, paths: list[Path], format: str | None, options: CsvOptions, others: Options, json: bool
 ) -> tuple[int, int]:
     """Import file by file; one that cannot be read does not stop the others. Return (files failed, files read)."""
-    from onetape.cli.app import print_error
-
     failed = read = 0
     seen: dict[str, str] = {}
     oldest: list[int] = []

@@ -149,3 +149,8 @@ def reader_left() -> bool:
         return any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0))
     except (AttributeError, OSError, ValueError):  # stdout is no file: somebody collects it
         return False
+
+
+def print_error(message: str) -> None:
+    """Print an error as the one line it is."""
+    sys.stderr.write(f"onetape: error: {plain(' '.join(message.split()))}\n")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from onetape.errors import ImportInvalid
-from onetape.importing import formats
-from onetape.importing.formats import Batch, Part, Tell
+from onetape.importing import format
+from onetape.importing.format import Batch, Part, Tell
 from onetape.record import Bar, Tick
 
 #: An answer of an API is smaller; what is larger is another kind of file.
@@ -56,7 +56,7 @@ class Answer(Part):
                 hint="it may be of another kind: --format says which",
             ) from error
         self.notes = told.notes
-        rows = formats.BATCH_ROWS
+        rows = format.BATCH_ROWS
         for first in range(0, max(len(told.records), 1), rows):
             part = told.records[first : first + rows]
             last = first + rows >= len(told.records)

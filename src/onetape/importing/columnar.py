@@ -14,8 +14,8 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from onetape.errors import ImportInvalid
-from onetape.importing import formats, names, times, typed
-from onetape.importing.formats import Batch, Format, Options, Part, Tell, Wrong
+from onetape.importing import format, names, times, typed
+from onetape.importing.format import Batch, Format, Options, Part, Tell, Wrong
 from onetape.record import Bar, interval_ns
 
 #: Rows decoded at once; a batch to append is put together of them.
@@ -183,11 +183,11 @@ class _Columns(Part):
                 wrongs.update({done + at: one for at, one in wrong.items()})
                 held.append(table)
                 done, row = done + table.num_rows, row + table.num_rows
-                while done - first >= formats.BATCH_ROWS:
+                while done - first >= format.BATCH_ROWS:
                     joined = pa.concat_tables(held, promote_options="default")
-                    yield self._batch(joined.slice(0, formats.BATCH_ROWS), first, marks, wrongs)
-                    first += formats.BATCH_ROWS
-                    held = [joined.slice(formats.BATCH_ROWS)] if done > first else []
+                    yield self._batch(joined.slice(0, format.BATCH_ROWS), first, marks, wrongs)
+                    first += format.BATCH_ROWS
+                    held = [joined.slice(format.BATCH_ROWS)] if done > first else []
                     marks = marks[-1:] if done > first else []
             read += plan.file.path.stat().st_size
             tell(read)

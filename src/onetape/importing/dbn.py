@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from onetape.errors import ConfigInvalid, CursorConflict, ImportInvalid
-from onetape.importing.formats import Batch, Format, Options, Part, Tell
+from onetape.importing.format import Batch, Format, Options, Part, Tell
 
 if TYPE_CHECKING:
     from onetape.tape import Tape

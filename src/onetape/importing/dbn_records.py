@@ -13,7 +13,7 @@ import databento_dbn as dbn
 import numpy as np
 import numpy.typing as npt
 
-from onetape.importing.formats import BATCH_ROWS, Batch
+from onetape.importing.format import BATCH_ROWS, Batch
 from onetape.record import BUY, SELL, TS_MAX_NS, UNKNOWN, Bar
 from onetape.store.block import ABSENT
 

@@ -17,7 +17,7 @@ import msgspec
 
 from onetape.clock import now_ns
 from onetape.errors import ImportInvalid
-from onetape.importing.formats import BATCH_ROWS, Batch, Format, Options, Part, Tell, Wrong
+from onetape.importing.format import BATCH_ROWS, Batch, Format, Options, Part, Tell, Wrong
 from onetape.importing.scid_file import Prices
 from onetape.record import Bar
 

@@ -17,7 +17,7 @@ from typing import Any
 from onetape.errors import ImportInvalid
 from onetape.importing import answers
 from onetape.importing.answers import Answer, Told
-from onetape.importing.formats import Format, Options, Part
+from onetape.importing.format import Format, Options, Part
 from onetape.record import Bar, Tick, interval_ns, interval_text
 
 _CHART = re.compile(r"(?:candles-\w+|ticks)-(?P<base>[A-Z0-9.]+)-(?P<quote>[A-Z0-9.]+)-(?:(?P<of>BID|ASK)-)?\d{4}-\d")

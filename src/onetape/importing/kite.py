@@ -18,7 +18,7 @@ from onetape.clock import to_ns
 from onetape.errors import ConfigInvalid, ImportInvalid
 from onetape.importing import answers, times
 from onetape.importing.answers import Answer, Told
-from onetape.importing.formats import Format, Options, Part
+from onetape.importing.format import Format, Options, Part
 from onetape.record import Bar, Tick, interval_ns
 
 #: Fields of a tick → names in a quote. A size of 0 where there is no order is said as it is.

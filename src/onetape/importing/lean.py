@@ -15,7 +15,7 @@ import msgspec
 from onetape.errors import ImportInvalid
 from onetape.importing import lean_path, lean_rows, times
 from onetape.importing.csv_file import CsvFile
-from onetape.importing.formats import BATCH_ROWS, Batch, Format, Options, Part, Tell
+from onetape.importing.format import BATCH_ROWS, Batch, Format, Options, Part, Tell
 from onetape.importing.lean_path import Member, Place
 from onetape.importing.lean_rows import Reading
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from onetape.importing import times, values
-from onetape.importing.formats import Batch, Wrong
+from onetape.importing.format import Batch, Wrong
 from onetape.record import Bar
 
 #: Lean's mark of a suspicious tick, beside the 31 bits of its conditions.

@@ -17,7 +17,7 @@ import apsw
 
 from onetape.errors import ImportInvalid
 from onetape.importing import predecessor_rows, times
-from onetape.importing.formats import Batch, Format, Options, Part, Tell
+from onetape.importing.format import Batch, Format, Options, Part, Tell
 from onetape.store.layout import APPLICATION_ID
 
 if TYPE_CHECKING:

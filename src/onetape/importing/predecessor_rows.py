@@ -28,7 +28,7 @@ from msgspec import UNSET, UnsetType
 
 from onetape.clock import to_ns
 from onetape.errors import ConfigInvalid
-from onetape.importing.formats import Batch, Wrong
+from onetape.importing.format import Batch, Wrong
 from onetape.record import TS_MAX_NS, Bar
 
 #: Column of the table → field of the tick.

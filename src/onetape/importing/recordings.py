@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from onetape.errors import ImportInvalid
-from onetape.importing import formats
-from onetape.importing.formats import Batch, Format, Options, Part, Tell, Wrong
+from onetape.importing import format
+from onetape.importing.format import Batch, Format, Options, Part, Tell, Wrong
 from onetape.importing.venues import Said, Skip, Venue, seconds
 from onetape.importing.venues.binance import Binance
 from onetape.importing.venues.bitmex import Bitmex
@@ -122,10 +122,10 @@ class _Recording(Part):
                 found = [_UNREADABLE]
             rows.extend(found)
             lines.extend([number] * len(found))
-            while len(rows) >= formats.BATCH_ROWS:
-                yield self._batch(rows[: formats.BATCH_ROWS], lines[: formats.BATCH_ROWS], wrong, skipped)
-                rest = {at - formats.BATCH_ROWS: one for at, one in wrong.items() if at >= formats.BATCH_ROWS}
-                del rows[: formats.BATCH_ROWS], lines[: formats.BATCH_ROWS]
+            while len(rows) >= format.BATCH_ROWS:
+                yield self._batch(rows[: format.BATCH_ROWS], lines[: format.BATCH_ROWS], wrong, skipped)
+                rest = {at - format.BATCH_ROWS: one for at, one in wrong.items() if at >= format.BATCH_ROWS}
+                del rows[: format.BATCH_ROWS], lines[: format.BATCH_ROWS]
                 wrong, skipped = rest, {}
         venue.end()
         yield self._batch(rows, lines, wrong, skipped)

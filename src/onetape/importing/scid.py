@@ -18,7 +18,7 @@ import numpy as np
 from onetape.clock import now_ns, to_text
 from onetape.errors import ImportInvalid
 from onetape.importing import scid_file
-from onetape.importing.formats import Batch, Format, Options, Part, Tell, Wrong
+from onetape.importing.format import Batch, Format, Options, Part, Tell, Wrong
 from onetape.record import interval_ns
 
 if TYPE_CHECKING:

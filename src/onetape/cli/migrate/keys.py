@@ -87,9 +87,7 @@ def backfill(
             except LedgerUnusable as error:
                 if not progress.done:
                     raise
-                from onetape.cli.app import print_error
-
-                print_error(str(error))  # lost on the way: that is no refusal, keys were written
+                output.print_error(str(error))  # lost on the way: that is no refusal, keys were written
                 raise typer.Exit(1) from error
     if json:
         typer.echo(output.json_line({**report.to_dict(), "path": report.path, "exit_code": report.exit_code}))
