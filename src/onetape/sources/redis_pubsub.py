@@ -27,7 +27,7 @@ from onetape.sources.source import Delivery, Reconnecting
 
 _WAIT_S = 0.5
 #: Messages taken into one delivery where more are there.
-_AT_ONCE = 1_000
+_AT_ONCE, _BYTES_AT_ONCE = 1_000, 16 << 20
 #: A server silent for this long is asked, and taken for lost without an answer until then.
 _ASK_NS, _LOST_NS = 1_000_000_000, 5_000_000_000
 _SPECIAL = re.compile(r"\{symbol\}|[*?\[]")
@@ -77,16 +77,21 @@ class RedisPubSubSource(Reconnecting):
         options = self._options
         try:
             client = redis.Redis.from_url(options.url, socket_timeout=5, socket_connect_timeout=5, retry=None)
-        except ValueError as error:
-            raise ConfigInvalid(f"url: {error}", hint="redis://[user:password@]host[:port]") from error
+        except ValueError:  # what is wrong with it may be a part of its password
+            raise ConfigInvalid(
+                f"source {self.name}: url is none of a Redis server",
+                hint="redis://[user:password@]host[:port], with / : @ in a password as %2F %3A %40",
+            ) from None
         listener: Any = client
         with client, listener.pubsub(ignore_subscribe_messages=False) as hearing:
             try:
                 wanted = self._subscribe(hearing)
-                confirmed = 0
+                confirmed, asked_at = 0, time.monotonic_ns()
                 while confirmed < wanted and not self.stopped:  # only then is nothing passed over any more
                     message = hearing.get_message(timeout=_WAIT_S)
                     if message is None:
+                        if time.monotonic_ns() - asked_at > _LOST_NS:
+                            raise ConnectionError(f"no answer to SUBSCRIBE for {_LOST_NS / 1e9:.0f} s")
                         continue
                     if message["type"] in ("subscribe", "psubscribe"):
                         confirmed += 1
@@ -94,13 +99,18 @@ class RedisPubSubSource(Reconnecting):
                         yield self._delivery([message])
                 yield self._begun()
                 while not self.stopped:
-                    yield self._delivery(self._messages(hearing))
+                    delivery = self._delivery(self._messages(hearing))
+                    yield msgspec.structs.replace(delivery, heard_ns=self._heard_ns)
                     if self._cut is not None:
                         raise self._cut
             except redis.ResponseError as error:
                 raise SourceRefused(
                     f"source {self.name}: {error}", hint="give its user the channels it asks for"
                 ) from error
+            except redis.RedisError as error:
+                if isinstance(error, self.lost):
+                    raise
+                raise ConnectionError(f"an answer that is none of Redis: {error}") from error
 
     def _subscribe(self, hearing: Any) -> int:
         plain = [text for text in self._options.channels if not _SPECIAL.search(text)]
@@ -126,11 +136,13 @@ class RedisPubSubSource(Reconnecting):
         found: list[dict[str, Any]] = []
         try:
             message = hearing.get_message(timeout=_WAIT_S)
+            taken = 0
             while message is not None:
                 self._heard_ns, self._heard_at, self._asked = self._clock(), time.monotonic_ns(), False
                 if message["type"] in ("message", "pmessage"):
                     found.append(message)
-                if len(found) >= _AT_ONCE:
+                    taken += len(message["data"])
+                if len(found) >= _AT_ONCE or taken > _BYTES_AT_ONCE:
                     break
                 message = hearing.get_message(timeout=0)
             self._ask(hearing)
@@ -155,7 +167,7 @@ class RedisPubSubSource(Reconnecting):
             channel = message["channel"]
             try:
                 said = self._said(message["data"])
-            except (ValueError, msgspec.DecodeError) as error:
+            except (ValueError, RecursionError, msgspec.DecodeError) as error:
                 self._refuse(channel, str(error))
                 continue
             symbol = self._symbol(channel)

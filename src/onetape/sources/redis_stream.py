@@ -31,9 +31,13 @@ from onetape.sources.placed import Placed
 from onetape.sources.source import Delivery, Reconnecting
 from onetape.sources.stream_track import Track, id_ns
 
-#: Entries of one stream read at once.
-_PAGE = 2_000
+#: Read at once, at most: entries of one stream, entries of all, and about so many bytes.
+_PAGE, _ENTRIES_MAX, _BYTES_MAX = 2_000, 20_000, 32 << 20
 _BLOCK_MS = 500
+#: What an answer may take, s: longer than the server may wait for entries.
+_TIMEOUT_S = 5.0
+#: A server that answers so will answer otherwise by itself.
+_PASSING = ("BUSY", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,6 +75,10 @@ class RedisStreamSource(Reconnecting):
         self._lookup: Callable[[str], str | None] = lambda _name: None
         self._live_ns: int | None = None
         self._gapped: set[bytes] = set()
+        self._foreign: dict[bytes, str] = {}  # keys that are no streams, and what they are
+        self._left: dict[bytes, Track] = {}  # of streams that are none any more
+        self._entry_bytes = 1
+        self._endpoint: Endpoint | None = None
         path = urlsplit(options.url).path.strip("/")
         self._db = int(path) if path.isdecimal() else 0
 
@@ -78,24 +86,30 @@ class RedisStreamSource(Reconnecting):
         """Take the positions of streams from `lookup(name)`: a tape's cursors, those of a migration among them."""
         self._lookup = lookup
 
+    def close(self) -> None:
+        super().close()
+        endpoint = self._endpoint
+        if endpoint is not None:
+            endpoint.abort()
+
     def _session(self) -> Iterator[Delivery]:
         try:
-            with_endpoint = Endpoint.connect(self._options.url, db=self._db, writable=False)
-        except EndpointError as error:
-            raise _lost(error) from error
-        try:
-            yield from self._reading(with_endpoint)
+            with Endpoint.connect(
+                self._options.url, db=self._db, writable=False, timeout_s=_TIMEOUT_S
+            ) as self._endpoint:
+                yield from self._reading(self._endpoint)
         except EndpointError as error:
             raise _lost(error) from error
         finally:
-            with_endpoint.close()
+            self._endpoint = None
 
     def _reading(self, endpoint: Endpoint) -> Iterator[Delivery]:
         known = list(self._tracks.values())
         self._gapped.clear()
         yield from self._resumed(endpoint, known)
         yield from self._found(endpoint)
-        self._live()
+        self._backoff.reset()
+        self._tell(state="live")
         looked, back_ns = time.monotonic(), self._live_ns
         while not self.stopped:
             pages = self._read(endpoint)
@@ -119,8 +133,34 @@ class RedisStreamSource(Reconnecting):
         tracks = list(self._tracks.values())
         ids = [track.at or "0-0" for track in tracks]
         keys = [track.key for track in tracks]
-        reply = endpoint.call("XREAD", "COUNT", _PAGE, "BLOCK", _BLOCK_MS, "STREAMS", *keys, *ids)
+        count = max(1, min(_PAGE, _ENTRIES_MAX // len(tracks), _BYTES_MAX // self._entry_bytes // len(tracks)))
+        try:
+            reply = endpoint.call("XREAD", "COUNT", count, "BLOCK", _BLOCK_MS, "STREAMS", *keys, *ids)
+        except EndpointError as error:
+            if error.facts.get("code") != "WRONGTYPE":
+                raise
+            self._leave_foreign(endpoint)
+            return []
+        if reply:
+            self._entry_bytes = max(1, *(sum(map(len, entries[-1][1] or ())) for _key, entries in reply))
         return reply or []
+
+    def _leave_foreign(self, endpoint: Endpoint) -> None:
+        """Read the other streams where one was replaced by something else; it is taken up again when it is one."""
+        tracks = list(self._tracks.values())
+        for track, kind in zip(tracks, endpoint.pipeline([("TYPE", track.key) for track in tracks]), strict=True):
+            if not isinstance(kind, ReplyError) and kind not in (b"stream", b"none"):
+                self._left[track.key] = self._tracks.pop(track.key)
+                self._note_foreign(track.key, kind)
+
+    def _note_foreign(self, key: bytes, kind: bytes) -> None:
+        if key not in self._foreign:
+            log.warning("%s: %r is a %s, no stream: it is not read", self.name, key, kind.decode())
+        self._foreign[key] = kind.decode()
+
+    def _tell_foreign(self) -> None:
+        shown = [f"{key.decode('utf-8', 'replace')} is a {kind}" for key, kind in list(self._foreign.items())[:3]]
+        self._tell(trouble=f"not read, being no streams: {', '.join(shown)}" if shown else None)
 
     def _pages(self, endpoint: Endpoint, pages: Sequence[Any]) -> Iterator[Delivery]:
         for key, entries in pages:
@@ -131,11 +171,10 @@ class RedisStreamSource(Reconnecting):
         infos = endpoint.pipeline([("XINFO", "STREAM", key) for key, _entries in pages])
         for (key, _entries), info in zip(pages, infos, strict=True):
             track = self._tracks[key]
-            gap = None if isinstance(info, ReplyError) else track.settle(info)
-            if gap is not None:
-                self._count(dropped=gap[0])
-                self._tell_gap(track, gap[1], f"{gap[0] or 'some'} entries were trimmed away before they were read")
-                yield Delivery(missing=[(track.symbol, *gap[1])] if track.symbol else ())
+            for gone, span in [] if isinstance(info, ReplyError) else track.settle(info):
+                self._count(dropped=gone)
+                self._tell_gap(track, span, f"{gone or 'some'} entries were trimmed away before they were read")
+                yield Delivery(missing=[(track.symbol, *span)] if track.symbol else ())
 
     def _delivered(self, track: Track, entries: Sequence[Any], before: str | None) -> Iterator[Delivery]:
         """Yield a page's ticks; those that a migration merged in are known by the identities they carry."""
@@ -176,9 +215,11 @@ class RedisStreamSource(Reconnecting):
         replies = endpoint.pipeline(commands)
         for place, track in enumerate(tracks):
             info, there = replies[2 * place : 2 * place + 2]
-            if isinstance(info, ReplyError) or isinstance(there, ReplyError) or track.at is None:
+            if isinstance(info, ReplyError) or isinstance(there, ReplyError):
+                if isinstance(info, ReplyError) and "no such key" in info.message:
+                    track.absent()
                 continue  # it is away, and is looked at again
-            if only_back and _end_of(info) >= _place_of(track.at):
+            if only_back and (track.at is None or _end_of(info) >= _place_of(track.at)):
                 continue
             found = track.resumed(info, bool(there))
             if found is None:
@@ -212,21 +253,27 @@ class RedisStreamSource(Reconnecting):
                 told = self._options.symbol or symbol.decode("utf-8", "replace")
                 cursor = cursor_name(key)
                 name = self._options.cursors + cursor[len("redis") :]
-                track = Track(key, told, name, self._lookup(name))
+                track = self._left.pop(key, None) or Track(key, told, name, self._lookup(name))
                 if track.at is None and self._options.begin == "new":
                     info = endpoint.pipeline([("XINFO", "STREAM", key)])[0]
                     if not isinstance(info, ReplyError):
                         track.at = info[info.index(b"last-generated-id") + 1].decode()
                         yield Placed(place=(name, None, track.at))
+                self._foreign.pop(key, None)
                 self._tracks[key] = track
                 new.append(track)
         self._facts = {**self._facts, "streams": len(self._tracks)}
-        yield from self._resumed(endpoint, [track for track in new if track.at is not None])
+        self._tell_foreign()
+        yield from self._resumed(endpoint, new)
 
     def _keys(self, endpoint: Endpoint, glob: bytes) -> Iterator[bytes]:
         if not re.search(rb"[*?\[\\]", glob):
-            if endpoint.call("TYPE", glob) in (b"stream", b"none"):
+            kind = endpoint.call("TYPE", glob)
+            if kind in (b"stream", b"none"):
+                self._foreign.pop(glob, None)
                 yield glob
+            else:
+                self._note_foreign(glob, kind)
             return
         cursor = b"0"
         while True:
@@ -246,7 +293,10 @@ def _place_of(entry_id: str) -> tuple[int, int]:
 
 
 def _lost(error: EndpointError) -> BaseException:
-    return ConnectionError(str(error)) if is_lost(error) else error
+    code = error.facts.get("code")
+    if code in ("MOVED", "CROSSSLOT", "ASK"):
+        return ConfigInvalid(str(error.message), hint="streams of a Redis Cluster are not read: give a single server")
+    return ConnectionError(str(error)) if is_lost(error) or code in _PASSING else error
 
 
 def _glob(text: str) -> bytes:

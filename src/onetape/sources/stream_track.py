@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from onetape.clock import now_ns
 from onetape.migrate.landing.merge import parse_id
@@ -22,39 +23,80 @@ def facts(info: Sequence[Any]) -> dict[bytes, Any]:
     return dict(zip(info[::2], info[1::2], strict=True))
 
 
+class Mark(NamedTuple):
+    """A point of a stream, and how many entries had been added to it up to there."""
+
+    added: int
+    at: str
+
+
+#: What is gone: how many entries (0 where nobody knows it), and of which span, ns.
+Gone = tuple[int, tuple[int, int]]
+
+
 class Track:
     """`at`: id of the last entry read, None before the first. Of entries that are gone before they were read it tells.
 
-    Where the server counts what was ever added (7.0 and later), the count is compared whenever everything is read.
+    Where the server counts what was ever added (7.0 and later), what was read between two marks is compared with the
+    count, also of a stream that grows all the time. Before the first mark, and of an older server, there is only the
+    oldest entry that is left: where it is behind what was read, something may have been trimmed away between them.
     """
 
     def __init__(self, key: bytes, symbol: str, cursor: str, at: str | None) -> None:
         self.key, self.symbol, self.cursor, self.at = key, symbol, cursor, at
-        self._count: int | None = None
-        self._count_at = at
-        self._seen = 0
+        self._base: Mark | None = None  # all up to here is accounted for
+        self._next: Mark | None = None
+        self._seen = self._beyond = 0  # entries read from the one to the other, and behind that
         self._since_ns = now_ns()
 
     def read(self, entries: Sequence[Any]) -> None:
         """Note that these entries, the next ones, were read."""
+        before = 0
+        if self._next is not None:
+            last = parse_id(self._next.at.encode())
+            before = bisect_right(entries, last, key=lambda entry: parse_id(entry[0]))
+            self._seen += before
+        self._beyond += len(entries) - before
         self.at = entries[-1][0].decode()
-        self._seen += len(entries)
 
-    def settle(self, info: Sequence[Any]) -> tuple[int, tuple[int, int]] | None:
-        """Compare with an XINFO STREAM made after all that was read. Return what is gone, and of which span, or None.
-
-        What is gone is a count, 0 where nobody knows it.
-        """
+    def settle(self, info: Sequence[Any]) -> list[Gone]:
+        """Compare with an XINFO STREAM made after all that was read. Return what is gone."""
         told = facts(info)
-        added = told.get(b"entries-added")
-        if added is None or self.at is None or told[b"last-generated-id"].decode() != self.at:
-            return None
-        before, since, seen = self._count, self._count_at, self._seen
-        self._count, self._count_at, self._seen = added, self.at, 0
-        span_from, self._since_ns = self._since_ns, now_ns()
-        if before is None or added - before == seen:
-            return None
-        return max(0, added - before - seen), self._span(since, self.at, span_from)
+        end, added = told[b"last-generated-id"].decode(), told.get(b"entries-added")
+        if self.at is None:
+            return []
+        found = self._reached()
+        if self._base is None or added is None:
+            found += self._trimmed(told, end)
+        if self._next is None and added is not None:
+            self._next, self._seen, self._beyond = Mark(added, end), self._beyond, 0
+            found += self._reached()
+        return found
+
+    def _reached(self) -> list[Gone]:
+        """Compare the counts where the next mark was reached; it is the base from then on."""
+        mark, base = self._next, self._base
+        if mark is None or self.at is None or parse_id(self.at.encode()) < parse_id(mark.at.encode()):
+            return []
+        gone: list[Gone] = []
+        if base is not None and mark.added - base.added != self._seen:
+            gone = [(max(0, mark.added - base.added - self._seen), self._span(base.at, mark.at, self._since_ns))]
+        self._base, self._next, self._since_ns = mark, None, now_ns()
+        self._seen = 0
+        return gone
+
+    def _trimmed(self, told: dict[bytes, Any], end: str) -> list[Gone]:
+        assert self.at is not None
+        first = told.get(b"first-entry")
+        first_id = first[0].decode() if first else end
+        if parse_id(self.at.encode()) >= min(parse_id(first_id.encode()), parse_id(end.encode())):
+            return []
+        return [(0, self._span(self.at, first_id, self._since_ns))]
+
+    def absent(self) -> None:
+        """Note that there is no such stream: whatever is added to it from here on is to be read."""
+        self._base, self._next = Mark(0, "0-0"), None
+        self._seen = self._beyond = 0
 
     def resumed(self, info: Sequence[Any], is_there: bool) -> tuple[str | None, tuple[int, int]] | None:
         """Compare a position kept from before with the stream as it is; `is_there`: whether its entry still is.
@@ -63,7 +105,9 @@ class Track:
         """
         told = facts(info)
         end: bytes = told[b"last-generated-id"]
-        self._count, self._count_at, self._seen = None, self.at, 0
+        added = told.get(b"entries-added")
+        self._base, self._next = None, None if added is None else Mark(added, end.decode())
+        self._seen = self._beyond = 0
         since, self._since_ns = self._since_ns, now_ns()
         if self.at is None:
             return None

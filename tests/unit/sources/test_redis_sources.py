@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,11 +16,13 @@ from typing import Any
 import msgspec
 import pytest
 import redis
+from hypothesis import given
+from hypothesis import strategies as st
 
 import onetape
 from onetape.embedded import EmbeddedServer
-from onetape.errors import ConfigInvalid
-from onetape.sources import redis_pubsub, registry
+from onetape.errors import ConfigInvalid, OnetapeError
+from onetape.sources import redis_pubsub, redis_stream, registry
 from onetape.sources.feed import Feed
 from onetape.sources.source import Backoff
 
@@ -209,6 +213,134 @@ def test_a_connection_that_was_cut_loses_and_doubles_nothing(server: EmbeddedSer
     client.close()
 
 
+def test_what_is_trimmed_away_while_a_restarted_source_catches_up_is_said(
+    server: EmbeddedServer, tape: onetape.Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = redis.Redis(port=server.port)
+    add(client, "A", 0)
+    with running(tape, **streams(server.port)):
+        wait_for(lambda: prices(tape) == [0.0])
+    with client.pipeline(transaction=False) as pipeline:
+        add(pipeline, "A", *range(1, 300))
+        pipeline.execute()
+    monkeypatch.setattr(redis_stream, "_PAGE", 100)
+    settle = redis_stream.Track.settle
+
+    def trimmed_behind_the_first_page(track: redis_stream.Track, info: Any) -> Any:
+        if track.at == f"{MS + 100}-0":
+            client.xtrim(track.key, maxlen=50, approximate=False)
+            info = client.execute_command("XINFO", "STREAM", track.key, NEVER_DECODE=True)
+            info = [part for pair in info.items() for part in pair] if isinstance(info, dict) else info
+            info = [part.encode() if isinstance(part, str) else part for part in info]
+        return settle(track, info)
+
+    monkeypatch.setattr(redis_stream.Track, "settle", trimmed_behind_the_first_page)
+    with running(tape, **streams(server.port)) as feed:
+        wait_for(lambda: prices(tape)[-1:] == [299.0])
+        wait_for(lambda: feed.stats.gaps == 1)
+    assert prices(tape) == [*map(float, range(101)), *map(float, range(250, 300))]
+    ((start_ns, end_ns),) = missing(tape)
+    assert (start_ns, end_ns) == ((MS + 100) * 1_000_000, (MS + 250) * 1_000_000)
+    client.close()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "trim", "read", "look"]), st.integers(1, 9)), max_size=60))
+def test_the_count_of_what_was_trimmed_is_exact_from_the_first_mark_on(steps: list[tuple[str, int]]) -> None:
+    """A stream as a list; the track reads pages of it and looks at it in any order with its growing and trimming."""
+    there: list[int] = []
+    added = lost = told = 0
+    track = redis_stream.Track(b"s", "A", "c", None)
+    track.absent()
+
+    def at() -> int:
+        return 0 if track.at is None else int(track.at.partition("-")[0])
+
+    def info() -> list[Any]:
+        first = [b"first-entry", [f"{there[0]}-0".encode(), []] if there else None]
+        return [b"last-generated-id", f"{added}-0".encode(), b"entries-added", added, *first]
+
+    for step, many in [*steps, ("read", 10**6), ("look", 1), ("look", 1)]:
+        if step == "add":
+            there += range(added + 1, added + many + 1)
+            added += many
+        elif step == "trim":
+            lost += sum(number > at() for number in there[:many])
+            del there[:many]
+        elif step == "read":
+            page = [number for number in there if number > at()][:many]
+            if page:
+                track.read([(f"{number}-0".encode(), []) for number in page])
+        else:
+            told += sum(gone for gone, _span in track.settle(info()))
+            assert told <= lost
+    if at() == added:
+        assert told == lost
+
+
+def test_a_key_that_is_no_stream_is_said_and_the_streams_beside_it_are_read(
+    server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    client = redis.Redis(port=server.port)
+    client.hset("ticks:hash", "price", 1)
+    add(client, "A", 1)
+    add(client, "B", 1)
+    with running(tape, **streams(server.port, streams=["ticks:historical:{symbol}", "ticks:hash"])) as feed:
+        wait_for(lambda: "ticks:hash is a hash" in (feed.stats.trouble or ""))
+        wait_for(lambda: prices(tape) == [1.0] and prices(tape, "B") == [1.0])
+        client.delete("ticks:historical:B")
+        client.set("ticks:historical:B", "no stream")
+        wait_for(lambda: "ticks:historical:B is a string" in (feed.stats.trouble or ""))
+        client.delete("ticks:historical:B")
+        add(client, "A", 2)
+        add(client, "B", 2)
+        wait_for(lambda: prices(tape) == [1.0, 2.0] and prices(tape, "B") == [1.0, 2.0])
+        assert feed.stats.last_error is None
+    client.close()
+
+
+def test_pages_are_small_where_streams_are_many_or_their_entries_large(
+    server: EmbeddedServer, tape: onetape.Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_stream, "_ENTRIES_MAX", 40)
+    monkeypatch.setattr(redis_stream, "_BYTES_MAX", 100_000)
+    client = redis.Redis(port=server.port)
+    for symbol in "ABCD":
+        add(client, symbol, *range(30))
+    for n in range(30, 60):
+        client.xadd("ticks:historical:A", {"price": f"{n}.5", "note": "x" * 20_000}, id=f"{MS + n}-0")
+    pages: list[int] = []
+    read = redis_stream.Track.read
+
+    def noted(track: redis_stream.Track, entries: Any) -> None:
+        pages.append(len(entries) if len(entries[-1][1][-1]) < 1000 else 1000 + len(entries))
+        read(track, entries)
+
+    monkeypatch.setattr(redis_stream.Track, "read", noted)
+    with running(tape, **streams(server.port)):
+        wait_for(lambda: all(len(prices(tape, symbol)) == (60 if symbol == "A" else 30) for symbol in "ABCD"))
+    assert max(size for size in pages if size < 1000) <= 10
+    assert pages.count(1001) >= 20, "large entries are read one by one"
+    client.close()
+
+
+def test_closing_ends_a_source_whose_server_stopped_answering(
+    fresh_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_stream, "_TIMEOUT_S", 600.0)
+    source = registry.make(streams(fresh_server.port))
+    thread = threading.Thread(target=lambda: list(source), daemon=True)
+    thread.start()
+    wait_for(lambda: source.stats.state == "live")
+    os.kill(fresh_server.pid, signal.SIGSTOP)
+    try:
+        time.sleep(0.6)
+        source.close()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+    finally:
+        os.kill(fresh_server.pid, signal.SIGCONT)
+
+
 def pubsub(port: int, **options: Any) -> dict[str, Any]:
     return {"kind": "redis_pubsub", "url": f"redis://127.0.0.1:{port}", "channels": ["t:{symbol}"], **options}
 
@@ -261,6 +393,69 @@ def test_a_server_that_stops_answering_is_noticed_though_the_connection_stands(
             os.kill(fresh_server.pid, signal.SIGCONT)
         wait_for(lambda: feed.stats.gaps == 1)
     assert len(missing(tape)) == 1
+
+
+def test_a_message_that_is_nested_without_end_is_refused_and_stops_nothing(
+    server: EmbeddedServer, tape: onetape.Tape
+) -> None:
+    client = redis.Redis(port=server.port)
+    with running(tape, **pubsub(server.port)) as feed:
+        for message in (b'{"price":' + b"[" * 100_000, b'{"price":[1]}', b'{"price":1e400}', b"", b'{"price":9.5}'):
+            client.publish("t:A", message)
+        wait_for(lambda: feed.stats.stored == 1 and feed.stats.refused == 4)
+    assert tape.recent("A", 1)[0].price == 9.5
+    client.close()
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+@pytest.mark.parametrize("kind", ["redis_pubsub", "redis_stream"])
+def test_a_server_that_is_no_redis_is_said_and_ends_no_process(
+    kind: str, answer: bytes, tape: onetape.Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_pubsub, "_LOST_NS", 300_000_000)
+    monkeypatch.setattr(redis_stream, "_TIMEOUT_S", 0.5)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def talk() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken, _ = listener.accept()
+                with taken:
+                    while taken.recv(65536) and answer:
+                        taken.sendall(answer)
+
+    threading.Thread(target=talk, daemon=True).start()
+    port = listener.getsockname()[1]
+    source = registry.make(streams(port) if kind == "redis_stream" else pubsub(port))
+    source._backoff = Backoff(0.02, 0.1)  # type: ignore[attr-defined]
+    told: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            for _ in source:
+                pass
+        except BaseException as error:  # noqa: BLE001
+            told.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: told or source.stats.reconnects >= 2)
+        assert all(isinstance(error, OnetapeError) for error in told)
+    finally:
+        source.close()
+        thread.join(PATIENCE_S)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def test_no_part_of_a_password_is_told() -> None:
+    for kind, names in (("redis_stream", {"streams": ["a"]}), ("redis_pubsub", {"channels": ["a"]})):
+        source = registry.make({"kind": kind, "url": "redis://user:zqx/zqy@127.0.0.1:1", **names})
+        with pytest.raises(ConfigInvalid) as told:
+            next(iter(source))
+        text = f"{told.value} {told.value.__cause__} {source.stats.trouble}"
+        assert "zq" not in text
 
 
 def test_what_cannot_be_read_is_said() -> None:

@@ -46,8 +46,8 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
         """Return what the URL says. Raises ConfigInvalid, which never shows a password."""
         try:
             parts = urlsplit(url)
-        except ValueError as error:
-            raise ConfigInvalid(f"{masked(url)!r} is not a Redis URL", hint=_EXAMPLES) from error
+        except ValueError:  # it may show a part of the password
+            raise ConfigInvalid(f"{masked(url)!r} is not a Redis URL", hint=_EXAMPLES) from None
         if parts.scheme not in _SCHEMES:
             raise ConfigInvalid(f"{masked(url)!r} is not a Redis URL", hint=_EXAMPLES)
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
@@ -184,8 +184,8 @@ def _host(text: str, default_port: int, url: str) -> Host:
     try:
         parts = urlsplit(f"//{text}")
         return parts.hostname or "localhost", parts.port or default_port
-    except ValueError as error:
-        raise ConfigInvalid(f"{masked(url)!r} is not a Redis URL", hint=_EXAMPLES) from error
+    except ValueError:  # it may show a part of the password
+        raise ConfigInvalid(f"{masked(url)!r} is not a Redis URL", hint=_EXAMPLES) from None
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ buffer to send and one hiredis reader to feed, so the server is the limit and no
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
@@ -307,6 +308,11 @@ class Endpoint:
         """Make `db` the database of what follows. Raises EndpointError where there is no such database."""
         self.call("SELECT", db)
         self.db = db
+
+    def abort(self) -> None:
+        """End what waits for the server, from another thread: it raises EndpointError."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the connection. May be called twice."""

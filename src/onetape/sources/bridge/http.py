@@ -15,7 +15,6 @@ import msgspec
 
 from onetape.sources.dialing import ASK_S, Unwanted, always, dial
 
-
 Body = bytes  # (a method has that name)
 
 
