@@ -4,8 +4,8 @@
     python -m trading_system.storage.data_migrator --phase verify
 
 And, for a live migration, the phases of `onetape migrate`, each a dry run until --execute: dual-write (start),
-backfill, verify (with --repair), switch-reads, cutover, rollback, finish, undo; pause, resume and throttle, which act
-at once; status, and why --key KEY.
+backfill, verify (with --repair), switch-reads, cutover, rollback, finish, undo, unfence; pause, resume and throttle, which
+act at once; status, and why --key KEY.
 
 Exit codes: 0 done, or converged; 1 keys failed, or not proven; 2 refused, nothing was written; 3 converged, but with
 listed skips, or keys were left and named; 130 interrupted.
@@ -186,6 +186,7 @@ class SafeRedisConsolidator:
                 "rollback": migration.rollback,
                 "finish": migration.finish,
                 "undo": migration.undo,
+                "unfence": migration.unfence,
                 "repair": migration.repair,
                 "pause": lambda execute: migration.pause(),
                 "resume": lambda execute: migration.resume(),
@@ -311,7 +312,7 @@ def _text(ts_ns: int) -> str:
 # The command line
 
 _MOVED = ("historical", "backfill", "verify")
-_LIVE = ("dual-write", "start", "switch-reads", "cutover", "rollback", "finish", "undo")
+_LIVE = ("dual-write", "start", "switch-reads", "cutover", "rollback", "finish", "undo", "unfence")
 #: Settings of a live migration: they act at once.
 _SETTINGS = ("pause", "resume", "throttle")
 #: Errors before anything was written.

@@ -40,6 +40,7 @@ from onetape.migrate.steps.gate import Limits
 from onetape.migrate.steps.repair import repair
 from onetape.migrate.steps.reverse import rollback
 from onetape.migrate.steps.undo import undo
+from onetape.migrate.steps.unfence import lift
 from onetape.migrate.survey import preflight
 from onetape.migrate.survey.listing import Listing, Unmatched
 from onetape.migrate.throttling.pace import Pace
@@ -500,6 +501,14 @@ class Migration:
     def _told(self, move: Move) -> Move:
         notes, self.helm.notes = self.helm.notes, []
         return msgspec.structs.replace(move, warnings=(*move.warnings, *notes)) if notes else move
+
+    def unfence(self, *, execute: bool = False) -> Move:
+        """Give users that a cutover fenced their rights back, in any phase; a dry run until `execute`.
+
+        A rollback does it too; after finish() this is the only way. Raises EndpointError and OperatorBusy.
+        """
+        self._same_server("unfence")
+        return self._told(lift(self.helm, execute=execute))
 
     def pause(self) -> Move:
         """Let all copying stand still, at once. Clients write on. Raises PhaseRefused."""

@@ -190,6 +190,20 @@ class TestFence:
         assert self.admin.execute_command("ACL", "LIST") == before
         self.script.set("indicators:S1:rsi", "1")
 
+    def test_a_fence_that_outlives_the_migration_is_told_and_lifted(self, live: LiveSystem) -> None:
+        before = self.admin.execute_command("ACL", "LIST")
+        assert live.migration.unfence(execute=True).changed is False
+        live.migration.cutover(limits=LIMITS, fence=["script"], execute=True)
+        assert live.migration.status().fenced == ("script",)
+        dry = live.migration.unfence()
+        assert (dry.executed, dry.facts["users"]) == (False, ["script"])
+        finished = live.migration.finish(force=True, execute=True)
+        assert any("script stays fenced" in line for line in finished.lines)
+        assert live.migration.status().fenced == ("script",)
+        assert live.migration.unfence(execute=True).changed
+        assert self.admin.execute_command("ACL", "LIST") == before
+        assert live.migration.status().fenced == ()
+
     def test_a_fence_is_taken_down_where_the_gate_stays_shut(self, live: LiveSystem) -> None:
         live.migration.postpone()
         with pytest.raises(GateRefused):

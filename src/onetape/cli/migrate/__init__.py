@@ -29,6 +29,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "rollback": live.rollback,
     "finish": live.finish,
     "undo": live.undo,
+    "unfence": live.unfence,
     "status": keys.status,
     "why": keys.why,
     "pause": live.pause,

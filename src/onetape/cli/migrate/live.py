@@ -197,6 +197,19 @@ def undo(
     _end(move, json)
 
 
+def unfence(
+    redis: Redis = None,
+    plan_file: PlanFile = None,
+    target_db: TargetDb = None,
+    ledger: Ledger = None,
+    tape: TapePath = None,
+    execute: Execute = False,
+    json: Json = False,
+) -> None:
+    """Give users that cutover --fence fenced their rights back. A rollback does it too; after finish only this."""
+    _end(migration_of(settings_of(redis, plan_file, target_db, ledger, tape)).unfence(execute=execute), json)
+
+
 def pause(
     redis: Redis = None,
     plan_file: PlanFile = None,

@@ -116,6 +116,7 @@ def tell_status(found: Status) -> None:
             "server": f"{found.address}, into database {found.target_db}",
             "ledger": found.ledger,
             **_live_facts(found),
+            **({"fenced": ", ".join(found.fenced)} if found.fenced else {}),
         }
     )
     if found.trouble:

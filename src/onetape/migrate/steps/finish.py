@@ -32,6 +32,7 @@ from onetape.migrate.plans.plan import Plan, Rule
 from onetape.migrate.report import EXIT_REFUSED, EXIT_SKIPS, key_text
 from onetape.migrate.steps import census
 from onetape.migrate.steps.course import done, nothing, planned
+from onetape.migrate.steps.fence import saved
 from onetape.migrate.verifying import sides as sides_file
 from onetape.migrate.verifying.scan import Scan
 from onetape.migrate.verifying.side import Side, read_sides
@@ -92,6 +93,7 @@ def finish(
             return planned("finish", now, to, lines, found.kept, facts=found.to_dict(), exit_code=code)
         with helm.lease("finish") as lease, helm.history(endpoint) as history:
             history.reconcile(now)
+            lines += [f"user {one.user} stays fenced: see onetape migrate unfence" for one in saved(history)]
             if reasons and not force:
                 raise GateRefused(
                     f"old names are still in use: {'; '.join(reasons)}",

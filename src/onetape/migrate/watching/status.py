@@ -15,6 +15,7 @@ from onetape.migrate.phases.helm import Helm
 from onetape.migrate.phases.history import History, Transition
 from onetape.migrate.report import UnmatchedKeys, key_text
 from onetape.migrate.steps import census
+from onetape.migrate.steps.fence import saved
 from onetape.migrate.wire.endpoint import Endpoint
 
 
@@ -60,7 +61,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     Redis, None where no live migration was started or nobody asked; then `phase` is its phase. `trouble` says why the
     server could not be asked, or what it has forgotten. `clients` and `mirror` are what those say of themselves,
     `operator` who is at work, `diverged` how many keys may differ, `writers` the connections on the old databases that
-    are not ours. `transitions`: every change of phase, oldest first.
+    are not ours, `fenced` the users that may not write old names. `transitions`: every change of phase, oldest first.
     """
 
     ledger: str
@@ -79,6 +80,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     operator: dict[str, Any] | None = None
     diverged: int = 0
     writers: tuple[str, ...] = ()
+    fenced: tuple[str, ...] = ()
     transitions: tuple[Transition, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,6 +183,7 @@ def status_of(helm: Helm, *, server: bool | None = None) -> Status:
             steps=ledger.counts(),
             runs=tuple(ledger.runs()),
             transitions=tuple(history.transitions()),
+            fenced=tuple(one.user for one in saved(history)),
             **{**known, **facts},
         )
 
