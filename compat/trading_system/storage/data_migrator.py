@@ -4,7 +4,7 @@
     python -m trading_system.storage.data_migrator --phase verify
 
 And, for a live migration, the phases of `onetape migrate`, each a dry run until --execute: dual-write (start),
-backfill, verify (with --repair), switch-reads, cutover, rollback, finish, undo, unfence; pause, resume and throttle, which
+backfill, verify (with --repair), switch-reads, cutover, rollback, finish, undo, unfence; pause, resume, throttle, which
 act at once; status, and why --key KEY.
 
 Exit codes: 0 done, or converged; 1 keys failed, or not proven; 2 refused, nothing was written; 3 converged, but with
