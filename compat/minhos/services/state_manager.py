@@ -86,9 +86,7 @@ class StateManager:
 
     def close_position(self, symbol: str, price: float, fill_id: str | None = None) -> dict[str, Any]:
         """Take an execution that closes all that is held of a symbol; a flat one stays as it is."""
-        held = self.service.position(symbol).quantity
-        if held:
-            self.service.fill(fill_id or uuid.uuid4().hex, symbol, -held, price)
+        self.service.flatten(fill_id or uuid.uuid4().hex, symbol, price)
         return self._position(symbol)
 
     def get_position(self, symbol: str) -> dict[str, Any] | None:
@@ -153,6 +151,11 @@ class StateManager:
             "symbol": symbol,
             "quantity": float(position.quantity),
             "average_price": None if average is None else float(average),
+            "multiplier": float(position.multiplier),
+            "current_price": None,
+            "price_ms": None,
+            "price_kind": None,
+            "stale": False,
             "unrealized_pnl": 0.0,
             "realized_pnl": float(position.realized),
             "fees": float(position.fees),

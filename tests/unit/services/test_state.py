@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,7 @@ import onetape
 from onetape import ConfigInvalid, FillConflict, StateUnusable, Tick
 from onetape.services.service import Service
 from onetape.services.state import Fill, Position, StateService
+from onetape.services.state import file as state_file
 from onetape.services.state.position import apply
 
 S = 1_000_000_000
@@ -279,3 +280,130 @@ def test_with_the_tape_away_positions_go_on_and_prices_are_said_to_be_unknown(tm
     assert told["positions"][0]["stale"] is True and told["positions"][0]["unrealized_pnl"] is None
     assert told["profit_loss"]["unrealized"] is None
     state.close()
+
+
+def test_a_fill_of_another_process_between_two_looks_is_not_counted_twice(state, tape, tmp_path, monkeypatch):
+    tape.append(Tick("ES", NOW, 90.0))
+    state.fill("in", "ES", 1, 100)
+    other = StateService(tape, tmp_path / "t.db.state", clock=lambda: NOW)
+    read = state_file.StateFile.made
+
+    def made(self, start_ns, end_ns):
+        other.fill("out", "ES", -1, 90)  # positions were read already
+        return read(self, start_ns, end_ns)
+
+    monkeypatch.setattr(state_file.StateFile, "made", made)
+    state.set_risk(max_daily_loss=15)
+    assert state.profit_loss().day == -10
+    assert state.breaches() == [] and state.check("NQ", 0) != []  # only that trading is disabled
+    assert [one.limit for one in state.check("NQ", 1)] == ["trading_enabled"]
+    other.close()
+
+
+def test_many_processes_may_open_a_new_file_at_once(tmp_path):
+    code = (
+        "import sys\nfrom onetape.services.state.file import StateFile\n"
+        "for line in sys.stdin:\n    StateFile(line.strip()).close()\n    print(flush=True)"
+    )
+    made = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    try:
+        for number in range(25):
+            for one in made:
+                print(tmp_path / f"{number}.state", file=one.stdin, flush=True)
+            assert [one.stdout.readline() for one in made] == ["\n"] * 4
+    finally:
+        for one in made:
+            one.communicate(timeout=60)
+
+
+def test_old_events_go_and_whoever_was_so_far_behind_is_told_how_many(state, monkeypatch):
+    monkeypatch.setattr(state_file, "EVENTS_MAX", 20)
+    monkeypatch.setattr(state_file, "_TRIM_EVERY", 10)
+    for number in range(95):
+        state.set_system(beat=number)
+    kept = state._file.events(0)
+    assert 20 <= len(kept) < 30 and kept[-1].content["beat"] == 94
+    heard = []
+    subscriber = state.subscribe(heard.append)
+    state._told = 0  # as after a long sleep of the machine
+    state.set_system(beat=95)
+    until(lambda: heard and heard[-1].content["beat"] == 95)
+    assert subscriber.dropped + len(heard) == 96
+
+
+def test_money_is_exact_whatever_precision_the_caller_reckons_in(state, tape):
+    tape.append(Tick("A", NOW, 1234.56))
+    state.set_system(trading_enabled=True)
+    state.set_risk(max_exposure="123456", max_position="100.004")
+    with localcontext() as context:
+        context.prec = 3
+        assert state.check("A", 100) == []
+        assert [one.limit for one in state.check("A", "100.001")] == ["max_exposure"]
+        state.fill("1", "A", 100, "1234.56")
+        assert state.breaches() == []
+        assert [one.limit for one in state.check("A", "0.0041")] == ["max_position", "max_exposure"]
+
+
+def test_a_day_that_begins_in_the_hour_that_comes_twice_has_begun_in_both(tape, tmp_path):
+    now = 1_792_890_900 * S  # 2026-10-25 01:15 UTC: 02:15 in Berlin, for the second time
+    with_day = StateService(tape, tmp_path / "s", day_starts="02:30 Europe/Berlin", clock=lambda: now)
+    with_day.fill("in", "A", 1, 100)
+    with_day.fill("out", "A", -1, 70)
+    assert with_day.profit_loss().realized_today == -30
+    with_day.close()
+
+
+def test_a_price_of_the_future_is_no_fresh_price(state, tape):
+    tape.append([Tick("A", NOW + 3600 * S, 500.0), Tick("B", NOW + 3600 * S, 500.0), Tick("B", NOW - S, 101.0)])
+    for symbol in "AB":
+        state.fill(symbol, symbol, 1, 100)
+    valued = state.valued()
+    assert valued["A"].stale and valued["A"].unrealized == 400
+    assert not valued["B"].stale and valued["B"].unrealized == 1
+    state.set_risk(max_exposure=10_000)
+    assert [one.message for one in state.breaches()] == ["no fresh price of A"]
+
+
+def test_what_waits_for_a_slow_subscriber_is_told_before_the_end(state):
+    heard = []
+    state.subscribe(lambda event: (time.sleep(0.05), heard.append(event)))
+    for number in range(6):
+        state.set_system(beat=number)
+    state.close()
+    assert [event.content["beat"] for event in heard] == [0, 1, 2, 3, 4, 5]
+
+
+def test_two_that_close_a_position_at_once_close_it_once(state, tape, tmp_path):
+    state.fill("in", "A", 3, 100)
+    services = [StateService(tape, tmp_path / "t.db.state", clock=lambda: NOW) for _ in range(4)]
+    ready, found = threading.Barrier(4), []
+
+    def flatten(number):
+        ready.wait()
+        found.append(services[number].flatten(f"out-{number}", "A", 101)[2])
+
+    threads = [threading.Thread(target=flatten, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [False, False, False, True]
+    assert (state.position("A").quantity, state.position("A").realized) == (0, 3)
+    state.fill("again", "A", 5, 100)
+    (closing,) = [fill.fill_id for fill in state.fills() if fill.fill_id.startswith("out")]
+    assert state.flatten(closing, "A", 101)[2] is False, "told again: it is the one of before"
+    assert state.position("A").quantity == 5
+    with pytest.raises(FillConflict):
+        state.flatten(closing, "A", 102)
+    for service in services:
+        service.close()
+
+
+def test_a_damaged_row_is_named_and_no_error_of_another_kind(state):
+    state.fill("1", "A", 1, 100)
+    state._file._ask("UPDATE position SET content = '{'")
+    with pytest.raises(StateUnusable, match="damaged"):
+        state.positions()

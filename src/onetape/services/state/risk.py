@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from onetape.errors import ConfigInvalid
-from onetape.services.state.position import decimal
+from onetape.services.state.position import decimal, exact
 
 
 class RiskParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,19 +79,25 @@ def check_order(
     Where a limit needs a price and there is no fresh one, that is a reason: what is not known is not within a limit.
     """
     held = account.held.get(symbol, Decimal(0))
-    after = held + quantity
-    if held and (held > 0) != (quantity > 0) and abs(quantity) <= abs(held):
+    with exact():  # whatever precision the caller's own arithmetic has
+        after = held + quantity
+    if held and (held > 0) != (quantity > 0) and quantity.copy_abs() <= held.copy_abs():
         return []
     found: list[Breach] = []
     if not trading_enabled:
         found.append(Breach("trading_enabled", "trading is disabled: only a position can be made smaller"))
-    if risk.max_order is not None and abs(quantity) > risk.max_order:
-        found.append(Breach("max_order", f"{abs(quantity):f} contracts, at most {risk.max_order:f}"))
+    if risk.max_order is not None and quantity.copy_abs() > risk.max_order:
+        found.append(Breach("max_order", f"{quantity.copy_abs():f} contracts, at most {risk.max_order:f}"))
     return found + check_account(risk, msgspec.structs.replace(account, held={**account.held, symbol: after}))
 
 
 def check_account(risk: RiskParameters, account: Account) -> list[Breach]:
     """Return every limit that is broken by what is held."""
+    with exact():
+        return _broken(risk, account)
+
+
+def _broken(risk: RiskParameters, account: Account) -> list[Breach]:
     found: list[Breach] = []
     held = {symbol: quantity for symbol, quantity in account.held.items() if quantity}
     for symbol, quantity in held.items():

@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import logging
 import threading
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, OnetapeError, StateUnusable
 from onetape.services.state.file import StateFile
-from onetape.services.state.marks import Mark, mark
+from onetape.services.state.marks import Mark, ahead, mark
 from onetape.services.state.position import ZERO, Fill, Position, decimal, exact
 from onetape.services.state.risk import Account, Breach, RiskParameters, check_account, check_order
 from onetape.services.state.subscribers import Callback, Subscriber
@@ -34,6 +35,8 @@ MODES = ("paper", "live", "replay")
 _SYSTEM: dict[str, Any] = {"trading_enabled": False, "mode": "paper"}
 #: How often other processes' changes are looked for, s; and how far back a trade is looked for behind quotes.
 _LOOK_S, _TICKS = 0.25, 200
+#: How long subscribers may take for what waits for them at the end, all together, s.
+_FINISH_S = 5.0
 
 
 class Valued(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +98,7 @@ class StateService:
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """As stop(), for callers without an event loop."""
+        """As stop(), for callers without an event loop. A subscriber that hangs is waited for 5 s at most."""
         self._stopping.set()
         self._changed.set()
         with self._lock:
@@ -105,12 +108,15 @@ class StateService:
         with self._lock:
             with contextlib.suppress(StateUnusable):
                 self._tell_new()
-            for subscriber in self._subscribers:
-                subscriber.put(None)  # what waits before it is still delivered
-            self._subscribers = []
+            subscribers, self._subscribers = self._subscribers, []
             if self._kept is not None:
                 self._kept.close()
                 self._kept = None
+        for subscriber in subscribers:
+            subscriber.finish()
+        until_s = time.monotonic() + _FINISH_S
+        for subscriber in subscribers:
+            subscriber.wait(until_s - time.monotonic())
 
     def status(self) -> dict[str, Any]:
         """Return how it is, as plain data."""
@@ -137,26 +143,38 @@ class StateService:
         quantity is signed. The same id again changes nothing; with other content it raises FillConflict. A fill
         happened, so no limit refuses it: `breaches()` says what it broke. Durable on return.
         """
-        if not fill_id or not isinstance(fill_id, str) or len(fill_id) > 255:
-            raise ConfigInvalid(f"fill_id = {fill_id!r}", hint="give the execution's own id, 1 to 255 characters")
-        _symbol(symbol)
         amount = decimal("quantity", quantity)
         if not amount:
             raise ConfigInvalid("quantity = 0 is no fill", hint="bought is above zero, sold below")
+        found = self._file.fill(self._made(fill_id, symbol, amount, price, fee, ts_ns))
+        self._changed.set()
+        return found
+
+    def flatten(
+        self, fill_id: str, symbol: str, price: Any, *, fee: Any = 0, ts_ns: int | None = None
+    ) -> tuple[Position, Decimal, bool]:
+        """As fill(), of one execution that closed all that was held: two at once close it once.
+
+        Of a flat position it is no execution: nothing is stored, and it was not new.
+        """
+        found = self._file.flatten(self._made(fill_id, symbol, ZERO, price, fee, ts_ns))
+        self._changed.set()
+        return found
+
+    def _made(self, fill_id: str, symbol: str, quantity: Decimal, price: Any, fee: Any, ts_ns: int | None) -> Fill:
+        if not fill_id or not isinstance(fill_id, str) or len(fill_id) > 255:
+            raise ConfigInvalid(f"fill_id = {fill_id!r}", hint="give the execution's own id, 1 to 255 characters")
         at = self._clock() if ts_ns is None else ts_ns
         if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < 2**63:
             raise ConfigInvalid(f"ts_ns = {ts_ns!r}", hint="give ns since 1970, UTC")
-        made = Fill(
+        return Fill(
             fill_id=fill_id,
-            symbol=symbol,
-            quantity=amount,
+            symbol=_symbol(symbol),
+            quantity=quantity,
             price=decimal("price", price),
             fee=decimal("fee", fee),
             ts_ns=at,
         )
-        found = self._file.fill(made)
-        self._changed.set()
-        return found
 
     def set_contract(self, symbol: str, multiplier: Any) -> None:
         """Set what one point of one contract is worth; 1 where it was never set. Only while the symbol is flat."""
@@ -168,7 +186,7 @@ class StateService:
 
     def position(self, symbol: str) -> Position:
         """Return a symbol's position; a flat one where there never was any."""
-        return self._file.positions().get(symbol) or Position(symbol=symbol)
+        return self._file.position(symbol)
 
     def positions(self, *, flat: bool = False) -> dict[str, Position]:
         """Return what is held, by symbol; flat: what was held before as well."""
@@ -196,9 +214,10 @@ class StateService:
 
     def profit_loss(self) -> ProfitLoss:
         """Return what was made: in all, today, and what is open."""
-        everything = self.positions(flat=True)
+        file = self._file
+        with file.moment():
+            everything, today = file.positions(), file.made(*self._day())
         held = self._valued({symbol: one for symbol, one in everything.items() if one.quantity})
-        today = self._file.made(*self._day())
         with exact():
             opened = [one.unrealized for one in held.values()]
             known = [one for one in opened if one is not None]
@@ -228,13 +247,16 @@ class StateService:
 
     def check(self, symbol: str, quantity: Any) -> list[Breach]:
         """Return every reason against an order of this signed quantity now; none: it is within all limits."""
-        amount = decimal("quantity", quantity)
-        enabled = bool(self.system()["trading_enabled"])
-        return check_order(self.risk(), self._account(_symbol(symbol)), symbol, amount, trading_enabled=enabled)
+        amount, file = decimal("quantity", quantity), self._file
+        with file.moment():
+            risk, enabled, account = self.risk(), bool(self.system()["trading_enabled"]), self._booked(_symbol(symbol))
+        return check_order(risk, self._account(*account), symbol, amount, trading_enabled=enabled)
 
     def breaches(self) -> list[Breach]:
         """Return every limit that is broken by what is held."""
-        return check_account(self.risk(), self._account(None))
+        with self._file.moment():
+            risk, account = self.risk(), self._booked(None)
+        return check_account(risk, self._account(*account))
 
     def system(self) -> dict[str, Any]:
         """Return the state of the system: trading_enabled (False at first), mode ("paper"), and what else was set."""
@@ -315,20 +337,24 @@ class StateService:
         try:
             newest = self._tape.latest(symbol)
             ticks = [] if newest is None else [newest]
-            if newest is not None and newest.price is None:
+            if newest is not None and (newest.price is None or ahead(newest, now, stale_ns)):
                 ticks = self._tape.recent(symbol, _TICKS)
         except OnetapeError as error:  # the tape is away: there is no price, and whoever asks is told so
             _log.warning("no price of %s: %s", symbol, error)
             return None
         return mark(ticks, now, stale_ns)
 
-    def _account(self, also: str | None) -> Account:
+    def _booked(self, also: str | None) -> tuple[dict[str, Position], Decimal]:
+        """Return what is held, and of one more symbol; and what the day realized."""
         positions = self.positions()
         if also is not None and also not in positions:
             positions[also] = self.position(also)
+        return positions, self._file.made(*self._day())
+
+    def _account(self, positions: dict[str, Position], made: Decimal) -> Account:
         valued = self._valued(positions)
         value: dict[str, Decimal | None] = {}
-        day: Decimal | None = self._file.made(*self._day())
+        day: Decimal | None = made
         with exact():
             for symbol, one in valued.items():
                 fresh = None if one.mark is None or one.stale else one.mark.price
@@ -338,13 +364,17 @@ class StateService:
         return Account({symbol: one.quantity for symbol, one in positions.items()}, value, day)
 
     def _day(self) -> tuple[int, int]:
-        """Return start and end of the trading day that is now, ns."""
+        """Return start and end of the trading day that is now, ns: from one of its starts to the next.
+
+        A clock that is set back has the time of a start twice; the first of them is it.
+        """
         at, zone = self._day_starts
-        local = dt.datetime.fromtimestamp(self._clock() / 1e9, zone)
-        day = local.date() if local.time() >= at else local.date() - dt.timedelta(days=1)
-        starts = (dt.datetime.combine(one, at, zone) for one in (day, day + dt.timedelta(days=1)))
-        start, end = (int(one.timestamp()) * 1_000_000_000 for one in starts)
-        return start, end
+        now = self._clock()
+        today = dt.datetime.fromtimestamp(now // 1_000_000_000, zone).date()
+        days = (today + dt.timedelta(days=number) for number in (-1, 0, 1, 2))
+        starts = [int(dt.datetime.combine(one, at, zone).timestamp()) * 1_000_000_000 for one in days]
+        end = next(one for one in starts if one > now)
+        return starts[starts.index(end) - 1], end
 
     def _tell(self) -> None:
         while not self._stopping.is_set():
@@ -363,6 +393,8 @@ class StateService:
             if self._kept is None:
                 return
             while events := self._kept.events(self._told):
+                for subscriber in self._subscribers:
+                    subscriber.dropped += events[0].event_id - self._told - 1  # so far behind that they are gone
                 for event in events:
                     for subscriber in self._subscribers:
                         subscriber.put(event)

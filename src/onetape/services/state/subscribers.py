@@ -47,6 +47,16 @@ class Subscriber:
         self._closed.set()
         self.put(None)
 
+    def finish(self) -> None:
+        """Give it what waits, and then end it; see wait()."""
+        self.put(None)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until it has ended. From its own callback, or from the event loop that it needs, there is no waiting."""
+        if self._thread is threading.current_thread() or (self._loop is not None and _running() is self._loop):
+            return
+        self._thread.join(max(0.0, timeout_s))
+
     def _run(self) -> None:
         while (event := self._queue.get()) is not None and not self._closed.is_set():
             try:
@@ -76,3 +86,10 @@ class Subscriber:
 async def _awaited(result: object) -> None:
     if inspect.isawaitable(result):
         await result
+
+
+def _running() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
