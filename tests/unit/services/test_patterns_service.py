@@ -232,7 +232,7 @@ def test_many_symbols_and_intervals_are_kept_apart(tape: Tape) -> None:
     only = Until(tape, symbols=["NQ"])(lambda s: s.recent())
     assert {(d.symbol, d.interval) for d in only.recent()} == {("NQ", "1min")}
     assert only.recent(symbol="ES") == [] and only.recent(limit=0) == []
-    both = Until(tape, intervals=["1min", "20s"])(lambda s: len({(d.symbol, d.interval) for d in s.recent()}) == 3)
+    both = Until(tape, intervals=["1min", "20s"])(lambda s: len({(d.symbol, d.interval) for d in s.recent()}) == 4)
     assert {d.interval for d in both.recent(symbol="NQ")} == {"1min", "20s"}
     assert [d.key for d in both.recent()] == sorted((d.key for d in both.recent()), reverse=True)
 
@@ -353,3 +353,64 @@ def test_a_table_of_the_settings_makes_the_service(tape: Tape) -> None:
     assert msgspec.json.encode([made.status(), made.statistics()])  # type: ignore[attr-defined]
     with pytest.raises(ConfigInvalid, match=r"services\.patterns"):
         services.make("patterns", {"interval": "5min"}, tape)  # type: ignore[arg-type]
+
+
+def test_a_service_that_was_off_for_longer_than_ticks_are_kept_goes_on(tape: Tape) -> None:
+    tape.append(broken_out())
+    tape.seal()
+    Until(tape)(lambda s: s.recent() and s.status()["behind"] == {"1min": 0})
+    tape.append([tick for n in range(50, 90) for tick in minute(n, 100, 101, 99, 100)])
+    tape.seal()
+    assert tape.prune(now=time.time_ns() + 40 * 86_400 * 10**9, retention_days=1), "behind where it was, all is gone"
+    tape.append([tick for n in range(13) for tick in minute(90 + n, 102 + 2 * n, 103 + 2 * n)])
+    again = Until(tape)(lambda s: len(s.recent()) > 1)
+    assert [d.ts_ns for d in again.recent()] == [START_NS + n * MINUTE_NS for n in (90, 30)]
+
+
+def test_a_symbol_beyond_all_measure_keeps_no_other_from_being_judged(tape: Tape) -> None:
+    wild = [
+        Tick("BAD", START_NS + n * MINUTE_NS + k * 10**9, (-1) ** (n + k) * 1e308, 9.0 if n % 51 else 1e4)
+        for n in range(120)
+        for k in range(2)
+    ]
+    wild = [msgspec.structs.replace(tick, size=tick.size + n % 7) for n, tick in enumerate(wild)]  # type: ignore[operator]
+    tape.append(wild)
+    tape.append(broken_out(symbol="ZZ"))
+    service = Until(tape, detectors=None)(lambda s: s.recent(symbol="ZZ") and s.status()["behind"] == {"1min": 0})
+    assert service.status()["trouble"] is None and service.recent(symbol="BAD") == []
+
+
+def test_a_symbol_that_is_added_is_judged_from_before_it_was_asked_for(tape: Tape) -> None:
+    tape.append(broken_out())
+    tape.append(broken_out(symbol="NQ"))
+    one = Until(tape, symbols=["ES"])(lambda s: s.recent() and s.status()["behind"] == {"1min": 0})
+    assert one.recent(symbol="NQ") == []
+    both = Until(tape, symbols=["ES", "NQ"])(lambda s: s.recent(symbol="NQ"))
+    assert len(both.recent(symbol="ES")) == len(both.recent(symbol="NQ")) == 1
+    more = Until(tape, symbols=["NQ"], detectors=["breakout", "trend"], history_s=0)
+    tape.append([tick for n in range(43, 80) for tick in minute(n, 200 + 2 * n, symbol="NQ")])
+    more(lambda s: any(d.name == "trend" for d in s.recent(symbol="NQ")))
+
+
+def test_what_could_not_be_judged_of_a_symbol_is_judged_once_it_can(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onetape.services.patterns import service as module
+
+    whole = module.judge_bars
+
+    def damaged(tape: Tape, symbol: str, *more: object) -> object:
+        if symbol == "ES":
+            raise onetape.ChunkCorrupt("a chunk of ES is damaged")
+        return whole(tape, symbol, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "judge_bars", damaged)
+    tape.append(broken_out())
+    tape.append(broken_out(symbol="NQ"))
+    off = Until(tape)(lambda s: s.recent(symbol="NQ") and s.status()["behind"] == {"1min": 0})
+    assert "a chunk of ES is damaged" in off.status()["trouble"]
+    monkeypatch.setattr(module, "judge_bars", whole)  # it was repaired, and there is a bar more
+    tape.append([*minute(43, 200), *minute(44, 200)])
+    back = Until(tape)(lambda s: s.recent(symbol="ES"))
+    assert [d.ts_ns for d in back.recent(symbol="ES")] == [START_NS + 30 * MINUTE_NS]
+    assert back.status()["trouble"] is None

@@ -22,7 +22,8 @@ PRIOR_WON, PRIOR_LOST = 5, 5
 _OPEN_TRIES = 10
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS position (interval TEXT PRIMARY KEY, seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS looked (job TEXT PRIMARY KEY, interval TEXT NOT NULL, seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS owed (job TEXT, symbol TEXT, from_ns INTEGER NOT NULL, PRIMARY KEY (job, symbol));
 CREATE TABLE IF NOT EXISTS outcome (symbol TEXT, interval TEXT, ts_ns INTEGER, detector INTEGER,
     direction INTEGER NOT NULL, won INTEGER NOT NULL, PRIMARY KEY (symbol, interval, ts_ns, detector)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept (symbol TEXT, interval TEXT, from_ns INTEGER NOT NULL, PRIMARY KEY (symbol, interval));
@@ -38,6 +39,18 @@ class Outcome(NamedTuple):
     detector: int
     direction: int
     won: bool | None
+
+
+class Job(NamedTuple):
+    """Bars of one interval looked at for a choice of symbols and detectors. Other choices have other positions."""
+
+    interval: str
+    choice: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return f"{self.interval} {self.choice}"
 
 
 class Count(NamedTuple):
@@ -88,18 +101,41 @@ class Learned:
             self._counts = self._read()
         return dict(self._counts)
 
-    def position(self, interval: str) -> int | None:
-        """Return the position of the tape up to which its bars of this interval were looked at, or None."""
+    def position(self, job: Job) -> int | None:
+        """Return the position of the tape up to which this job looked, or None."""
         with self._lock, self._mapped():
-            row = self._db.execute("SELECT seq FROM position WHERE interval = ?", (interval,)).fetchone()
+            row = self._db.execute("SELECT seq FROM looked WHERE job = ?", (job.key,)).fetchone()
         return None if row is None else int(row[0])
 
-    def looked_at(self, interval: str, seq: int) -> None:
+    def earlier(self, job: Job) -> int | None:
+        """Return the newest position up to which any job looked at bars of the interval, or None."""
+        with self._lock, self._mapped():
+            row = self._db.execute("SELECT max(seq) FROM looked WHERE interval = ?", (job.interval,)).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
+
+    def looked_at(self, job: Job, seq: int) -> None:
         """Remember the position up to which all was looked at."""
         with self._lock, self._transaction():
             self._db.execute(
-                "INSERT INTO position VALUES (?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq", (interval, seq)
+                "INSERT INTO looked VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq",
+                (job.key, job.interval, seq),
             )
+
+    def owed(self, job: Job, symbol: str) -> int | None:
+        """Return the start of the first bar of a symbol that could not be judged, or None."""
+        with self._lock, self._mapped():
+            row = self._db.execute(
+                "SELECT from_ns FROM owed WHERE job = ? AND symbol = ?", (job.key, symbol)
+            ).fetchone()
+        return None if row is None else int(row[0])
+
+    def owe(self, job: Job, symbol: str, from_ns: int | None) -> None:
+        """Remember the first bar of a symbol that could not be judged; None: there is none any more."""
+        with self._lock, self._transaction():
+            if from_ns is None:
+                self._db.execute("DELETE FROM owed WHERE job = ? AND symbol = ?", (job.key, symbol))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO owed VALUES (?, ?, ?)", (job.key, symbol, from_ns))
 
     def learn(self, symbol: str, interval: str, outcomes: Iterable[Outcome], newest_ns: int) -> None:
         """Remember outcomes in one transaction; one that is known already or changed is counted once, as it is now.

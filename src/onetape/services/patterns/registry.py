@@ -77,13 +77,13 @@ def detect(bars: BarArrays, which: Iterable[Detector] | None = None, first: int 
     """Return what is found on the bars from index `first` on, by bar, then by number.
 
     What is found on a bar depends on it and the LOOKBACK - 1 bars before it alone. Nothing is found where the ATR is
-    not known yet (the first 14 bars) or zero: there is no measure of a move.
+    not known yet (the first 14 bars), zero or beyond a float's range: there is no measure of a move.
     """
     if len(bars) <= first:
         return []
     with np.errstate(all="ignore"):
         atr = detectors.atr(bars)
-        measured = atr > 0
+        measured = (atr > 0) & np.isfinite(atr)
         rows: list[tuple[int, int, Found]] = []
         for detector in chosen() if which is None else which:
             codes = detector.detect(bars)

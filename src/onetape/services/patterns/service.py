@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import threading
 from collections import deque
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onetape.clock import now_ns
-from onetape.errors import ChunkCorrupt, ConfigInvalid, HistoryGone, OnetapeError
+from onetape.errors import ChunkCorrupt, ConfigInvalid, InvalidRecord, OnetapeError, TapeError
 from onetape.record import Bar, interval_ns
 from onetape.services.patterns import registry
 from onetape.services.patterns.detection import PREFIX, Detection, fits, is_one
 from onetape.services.patterns.judging import judge_bars
-from onetape.services.patterns.learned import PRIOR_LOST, PRIOR_WON, Kind, Learned, learned_at
+from onetape.services.patterns.learned import PRIOR_LOST, PRIOR_WON, Job, Kind, Learned, learned_at
 from onetape.services.patterns.outcomes import HORIZON_BARS, MOVE_ATR, UNDIRECTED_MOVE_ATR
 
 if TYPE_CHECKING:
@@ -33,16 +34,19 @@ _LOOK_S, _RETRY_S = 0.5, 1.0
 _PACE_S = 0.1
 #: Detections kept in memory for when the tape is away.
 _NEWEST_MAX = 1000
+#: Bars of a symbol judged at once when all of a tape is looked at: some 100 ms.
+_BARS_AT_ONCE = 20_000
 
 
 class PatternService:
     """Follows the bars of symbols, writes what it detects onto the tape, and learns how often that came true.
 
     symbols: these alone; None is all. intervals: of time. detectors: names or groups of them; None is all. history_s:
-    how far back from a symbol's newest record bars are judged at the very first start; later ones go on where the last
-    one was. While the tape is
-    away nothing is judged, and nothing is missed: it goes on where it was. Any number of processes may do this on one
-    tape: a detection is there once. Raises ConfigInvalid.
+    how far back from a symbol's newest record bars are judged at the first start with these symbols and detectors;
+    later ones go on where the last one was, or, where retention has removed that, with all that is left. While the
+    tape is away nothing is judged, and nothing is missed: it goes on where it was. What cannot be judged of one symbol
+    is its own trouble, and is tried again with its next bar. Any number of processes may do this on one tape: a
+    detection is there once. Raises ConfigInvalid.
     """
 
     name = "patterns"
@@ -65,6 +69,8 @@ class PatternService:
         if not history_s >= 0:
             raise ConfigInvalid(f"history_s = {history_s}", hint="it is a number of seconds")
         self._which = registry.chosen(detectors)
+        chosen = [self._symbols, sorted(detector.number for detector in self._which)]
+        self._choice = hashlib.blake2b(repr(chosen).encode(), digest_size=8).hexdigest()
         self._history_ns = round(min(history_s, 1e9) * 1e9)
         self._clock = clock
         self._learned: Learned | None = None
@@ -227,50 +233,72 @@ class PatternService:
         if tape is None:
             self._trouble[interval] = f"{interval}: the tape is away; it goes on from where it was"
             return
-        position = learned.position(interval)
+        job = Job(interval, self._choice)
+        position = learned.position(job)
         if position is not None and position > tape.head:
             position = None  # another tape is in its place
         if position is None:
-            position = self._look_back(tape, learned, interval)
+            position = self._look_back(tape, learned, job, self._history_ns)
         try:
-            self._follow_from(tape, learned, interval, position)
-        except HistoryGone:
-            self._follow_from(tape, learned, interval, self._look_back(tape, learned, interval))
+            self._follow_from(tape, learned, job, position)
+        except TapeError as error:
+            if "pruned_seq" not in error.facts:
+                raise
+            # Retention has removed records behind the position, and the detections of their times with them.
+            self._follow_from(tape, learned, job, self._look_back(tape, learned, job, None))
 
-    def _look_back(self, tape: Tape, learned: Learned, interval: str) -> int:
-        """Judge each symbol's history, and return the position from which to go on."""
-        head = tape.head
+    def _look_back(self, tape: Tape, learned: Learned, job: Job, history_ns: int | None) -> int:
+        """Judge each symbol's history (None: all that is left), and return the position from which to go on."""
+        head, earlier = tape.head, learned.earlier(job)
+        if history_ns is not None and earlier is not None:
+            head = min(head, earlier)  # others of this interval were looked at to there: nothing behind it is left out
+        step = _BARS_AT_ONCE * interval_ns(job.interval)
         for info in tape.symbols():
             asked = self._symbols is None or info.symbol in self._symbols
-            if asked and fits(info.symbol) and info.ts_last_ns is not None and not self._stopping.is_set():
-                first_ns = max(info.ts_first_ns or 0, info.ts_last_ns - self._history_ns)
-                self._judge(tape, learned, info.symbol, interval, first_ns, info.ts_last_ns)
+            if not asked or not fits(info.symbol) or info.ts_last_ns is None:
+                continue
+            earliest, last_ns = info.ts_first_ns or 0, info.ts_last_ns
+            first_ns = earliest if history_ns is None else max(earliest, last_ns - history_ns)
+            while first_ns <= last_ns and not self._stopping.is_set():
+                self._judge(tape, learned, info.symbol, job, first_ns, min(last_ns, first_ns + step))
+                first_ns += step + 1
         if not self._stopping.is_set():
-            learned.looked_at(interval, head)
+            learned.looked_at(job, head)
         return head
 
-    def _follow_from(self, tape: Tape, learned: Learned, interval: str, position: int) -> None:
-        with tape.follow_bars(self._symbols, interval, position) as bars:
-            self._trouble.pop(interval, None)
+    def _follow_from(self, tape: Tape, learned: Learned, job: Job, position: int) -> None:
+        with tape.follow_bars(self._symbols, job.interval, position) as bars:
             while not self._stopping.is_set() and self._usable() is tape:
                 changed = _changed(bars.take(_LOOK_S))
+                self._trouble.pop(job.interval, None)
                 for symbol, (first_ns, last_ns) in changed.items():
-                    self._judge(tape, learned, symbol, interval, first_ns, last_ns)
+                    self._judge(tape, learned, symbol, job, first_ns, last_ns)
                 if changed:
-                    learned.looked_at(interval, bars.position)
-                self._behind[interval] = bars.lag
+                    learned.looked_at(job, bars.position)
+                self._behind[job.interval] = bars.lag
                 self._stopping.wait(_PACE_S)
 
-    def _judge(self, tape: Tape, learned: Learned, symbol: str, interval: str, first_ns: int, last_ns: int) -> None:
+    def _judge(self, tape: Tape, learned: Learned, symbol: str, job: Job, first_ns: int, last_ns: int) -> None:
         def confidence(kind: Kind) -> float:
             return learned.count(kind).confidence
 
+        interval = job.interval
+        owed_ns = learned.owed(job, symbol)
+        first_ns = first_ns if owed_ns is None else min(first_ns, owed_ns)
+        trouble = f"{symbol} {interval}"
         try:
             done = judge_bars(tape, symbol, interval, first_ns, last_ns, self._which, confidence, self._clock())
-        except ChunkCorrupt as error:  # one symbol's damage is not the others'; the next bar of it asks again
-            self._trouble[symbol] = f"{symbol}: {error}"
+        except Exception as error:  # one symbol's damage is not the others'
+            if isinstance(error, OnetapeError) and not isinstance(error, ChunkCorrupt | InvalidRecord):
+                raise  # it is the tape's
+            if trouble not in self._trouble:
+                _log.warning("patterns of %s bars of %s wait: %r", interval, symbol, error)
+            self._trouble[trouble] = f"{symbol}: {error}; from its next bar on it is tried again"
+            learned.owe(job, symbol, first_ns)
             return
-        self._trouble.pop(symbol, None)
+        if owed_ns is not None:
+            learned.owe(job, symbol, None)
+        self._trouble.pop(trouble, None)
         learned.learn(symbol, interval, done.outcomes, done.newest_ns)
         self._judged += 1
         self._made += len(done.fresh)
