@@ -10,6 +10,7 @@ tick_size = "0.25"
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -19,13 +20,15 @@ import msgspec
 import numpy as np
 
 from onetape.clock import now_ns
-from onetape.errors import ConfigInvalid, ImportInvalid
+from onetape.errors import ConfigInvalid
 from onetape.importing.scid_file import Prices
 from onetape.record import Tick
 from onetape.sources import depth_file
 from onetape.sources.book import Book
-from onetape.sources.growing import GrowingFile
-from onetape.sources.source import ALIVE_S, Delivery, Source
+from onetape.sources.growing import GrowingFile, GrowingSource
+from onetape.sources.source import ALIVE_S, Delivery
+
+log = logging.getLogger("onetape.sources")
 
 _BLOCK_MESSAGES = 8192
 _RETRY_S = 0.1
@@ -78,7 +81,7 @@ class Place(msgspec.Struct, frozen=True):
     ts_ns: int
 
 
-class DepthTail(Source):
+class DepthTail(GrowingSource):
     """The order book of one symbol, in `books`, and its best as ticks, from files of a day each.
 
     After a restart the day's file is read from its beginning, as only that makes the whole book; quotes are given from
@@ -86,7 +89,6 @@ class DepthTail(Source):
     """
 
     kind = "depth"
-    live = False  # a file that does not grow says nothing of why: its silence covers nothing
 
     def __init__(
         self,
@@ -123,8 +125,8 @@ class DepthTail(Source):
     def _days(self) -> list[str]:
         found = []
         for path in self._folder.glob("*.depth"):
-            stem, _, day = path.name.removesuffix(".depth").rpartition(".")
-            if stem == self._stem:
+            day = _day_of(path)
+            if path.name == f"{self._stem}.{day}.depth":
                 try:
                     found.append(date.fromisoformat(day).isoformat())
                 except ValueError:
@@ -138,16 +140,10 @@ class DepthTail(Source):
         while not self.stopped:
             day = self._day()
             if day is None:
-                self._tell(state="waiting", trouble=f"{self._path('DATE')}: there is none yet; it is waited for")
+                self._trouble(f"{self._path('DATE')}: there is none yet; it is waited for")
                 self._wait(_RETRY_S)
                 continue
-            try:
-                with GrowingFile(self._path(day)) as file:
-                    yield from self._of(file, day)
-            except (OSError, ImportInvalid) as error:
-                why = error.message if isinstance(error, ImportInvalid) else f"{self._path(day)}: {error.strerror}"
-                self._tell(state="waiting", trouble=f"{why}; it is read again")
-                self._wait(_RETRY_S)
+            yield from self._reading(self._path(day))
 
     def _day(self) -> str | None:
         days = self._days()
@@ -156,8 +152,9 @@ class DepthTail(Source):
             return days[0] if days else None
         return (days[0] if self._oldest else days[-1]) if days else None
 
-    def _of(self, file: GrowingFile, day: str) -> Iterator[Delivery]:
+    def _of(self, file: GrowingFile) -> Iterator[Delivery]:
         """Yield what comes of one day, until the next one begins or the file is another."""
+        day = _day_of(file.path)
         header = depth_file.read_header(file.read(0, depth_file.HEADER_BYTES), str(file.path))
         skip, after_ns = self._behind(file, header, day)
         self._best = ()
@@ -178,6 +175,7 @@ class DepthTail(Source):
                 last, done = raw[-header.record_bytes :], done + len(raw) // header.record_bytes
                 ticks: list[Tick] = []
                 batches = list(depth_file.batches(depth_file.messages(held + raw, header)))
+                self._count_endless(batches)
                 before = ended
                 for batch, prices in self._priced(batches):
                     ended += len(batch)
@@ -194,10 +192,19 @@ class DepthTail(Source):
             if not file.wait(max(0.0, given + ALIVE_S * 0.9 - time.monotonic()), self._stopped):
                 later = [one for one in self._days() if one > day]
                 if later and header.count(file.size) == done:
+                    if held:
+                        self._count(dropped=len(held) // header.record_bytes)
+                        log.warning("%s: %s ends with half a batch: it is left out", self.name, file.path)
                     self._place = Place(later[0], 0, book.at_ns or 0)
                     return
                 yield Delivery()
                 given = time.monotonic()
+
+    def _count_endless(self, batches: list[list[depth_file.Message]]) -> None:
+        endless = sum(not batch[-1].flags & depth_file.END_OF_BATCH for batch in batches)
+        if endless:
+            with self._lock:
+                self._facts["batches_without_end"] = self._facts.get("batches_without_end", 0) + endless
 
     def _behind(self, file: GrowingFile, header: depth_file.Header, day: str) -> tuple[int, int]:
         """Return how many messages were given, and, where the file is another, the time up to which they were."""
@@ -253,3 +260,7 @@ class DepthTail(Source):
             ask_size=ask.size if ask else None,
             source=self._from,
         )
+
+
+def _day_of(path: Path) -> str:
+    return path.name.removesuffix(".depth").rpartition(".")[2]

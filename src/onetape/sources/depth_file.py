@@ -28,6 +28,8 @@ _RECORD = struct.Struct("<qBBHfII")
 CLEAR, ADD_BID, ADD_ASK, MODIFY_BID, MODIFY_ASK, DELETE_BID, DELETE_ASK = range(1, 8)
 #: Bit of a message's flags: it is the last of a batch that belongs together.
 END_OF_BATCH = 1
+#: A batch is at most so many messages: of a file that marks no ends nothing else would end one.
+BATCH_MAX = 65_536
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -93,11 +95,11 @@ def change(message: Message, price: float) -> Change:
 
 
 def batches(found: Iterable[Message]) -> Iterator[list[Message]]:
-    """Yield what belongs together; what has no end yet is left out."""
+    """Yield what belongs together; what has no end yet is left out, unless it is BATCH_MAX messages long."""
     held: list[Message] = []
     for message in found:
         held.append(message)
-        if message.flags & END_OF_BATCH:
+        if message.flags & END_OF_BATCH or len(held) >= BATCH_MAX:
             yield held
             held = []
 

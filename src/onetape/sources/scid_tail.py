@@ -16,16 +16,14 @@ from onetape.importing import scid_file
 from onetape.importing.scid import FUTURE_S_MAX
 from onetape.importing.scid_file import EPOCH_US, Header, Prices, Records
 from onetape.record import TS_MAX_NS, Bar
-from onetape.sources.growing import GrowingFile
-from onetape.sources.source import ALIVE_S, Delivery, Source
+from onetape.sources.growing import GrowingFile, GrowingSource
+from onetape.sources.source import ALIVE_S, Delivery
 
 #: Records of one delivery, at most.
 _BLOCK = 65_536
 #: Up to so many trades come as records, more as columns.
 _AS_RECORDS = 256
 _INFER_RECORDS = 4096
-#: How often a file that is not there, or cannot be used, is looked for, s.
-_RETRY_S = 0.1
 #: Two flushes whose last records are no further apart, us, had Sierra Chart recording in between.
 _CLOSE_US = 60_000_000
 
@@ -47,7 +45,7 @@ class Place(msgspec.Struct, frozen=True):
     forming: bool = False
 
 
-class ScidTail(Source):
+class ScidTail(GrowingSource):
     """Ticks and bars of one symbol from a .scid file that Sierra Chart writes.
 
     A file that is missing, damaged, replaced by an older one, or ahead of the clock is waited out: state "waiting",
@@ -57,8 +55,6 @@ class ScidTail(Source):
     """
 
     kind = "scid"
-    #: A file that does not grow says nothing of why: no trades, or no Sierra Chart. What it covers, it says itself.
-    live = False
 
     def __init__(
         self,
@@ -96,27 +92,9 @@ class ScidTail(Source):
         super().resume(cursor)
 
     def _deliveries(self) -> Iterator[Delivery]:
-        opened = False
         while not self.stopped:
-            try:
-                file = GrowingFile(self._path)
-            except OSError as error:
-                self._trouble(f"{self._path}: {error.strerror}; it is waited for")
-                self._wait(_RETRY_S)
-                continue
-            if opened and not self._behind:
+            if (yield from self._reading(self._path)) and not self._behind and not self.stopped:
                 self._count(reconnects=1)
-            opened = True
-            with file:
-                try:
-                    yield from self._of(file)
-                except ImportInvalid as error:
-                    self._trouble(f"{error.message}; it is read again when it changes")
-                    file.wait(ALIVE_S, self._stopped)
-                    opened = False
-
-    def _trouble(self, why: str) -> None:
-        self._tell(state="waiting", trouble=why)
 
     def _of(self, file: GrowingFile) -> Iterator[Delivery]:
         """Yield what comes of one file, until it is another one."""

@@ -174,6 +174,31 @@ def test_headers_that_are_none_are_refused():
             depth_file.read_header(raw, "X.depth")
 
 
+def test_messages_of_which_no_batch_ends_are_taken_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(depth_file, "BATCH_MAX", 100)
+    path = _write(tmp_path, DAY, WHOLE[:2])
+    with Following(tmp_path) as tail:
+        tail.until(lambda: tail.empty)
+        assert tail.ticks == []
+        _append(path, *(sierra.depth(DAY_US + n, ADD_BID, 7000.0 + n, 5, 2) for n in range(250)))
+        tail.until(lambda: len(tail.ticks) == 2)
+        assert tail.source.stats.facts["batches_without_end"] == 2
+        assert len(tail.book.bids()) == 199
+    with Following(tmp_path, tail.cursors[-1]) as again:
+        again.until(lambda: again.empty)
+        assert again.ticks == []
+
+
+def test_half_a_batch_at_the_end_of_a_day_is_counted_as_lost(tmp_path):
+    _write(tmp_path, DAY, [*WHOLE, *WHOLE[1:3]])
+    later = DAY_US + 86_400_000_000
+    with Following(tmp_path) as tail:
+        tail.until(lambda: tail.ticks)
+        _write(tmp_path, NEXT, [sierra.depth(later, CLEAR), sierra.depth(later, ADD_BID, 6100.0, 1, 1, END_OF_BATCH)])
+        tail.until(lambda: len(tail.ticks) == 2)
+        assert tail.source.stats.dropped == 2
+
+
 def test_a_source_is_made_of_a_table(tmp_path):
     table = {"kind": "depth", "folder": str(tmp_path), "symbol": "ESZ6", "file_symbol": "ESZ26"}
     assert registry.make(table).books.keys() == {"ESZ6"}

@@ -11,6 +11,7 @@ import onetape
 from onetape.errors import ImportInvalid
 from onetape.importing.formats import Options, import_file
 from onetape.sources import registry
+from onetape.sources.feed import Feed
 
 HEAD = "Date, Open, High, Low, Close, Volume, OpenInterest\n"
 DAYS = ["2026/01/05, 10.5, 12, 9, 11, 1000, 50\n", "2026/01/06, 11, 13, 10, 12.25, 900, 51\n"]
@@ -113,3 +114,71 @@ def test_a_followed_file_gives_each_line_once_and_a_changed_one_again(tmp_path):
     assert not thread.is_alive()
     assert [bar.close for bar in bars] == [11, 12.25, 12.5]
     assert len(set(ids)) == 3
+
+
+class Following:
+    """A followed file, and the closes that it gave."""
+
+    def __init__(self, path):
+        self.source = registry.make({"kind": "dly", "path": str(path)})
+        self.bars, self.ids = [], []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.source.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def _run(self):
+        for delivery in self.source:
+            self.bars.extend(delivery.records)
+            self.ids.extend(delivery.ids or [])
+
+    def until(self, done):
+        deadline = time.monotonic() + 60
+        while not done():
+            assert time.monotonic() < deadline, self.source.stats
+            time.sleep(0.01)
+
+
+def test_a_line_whose_last_cell_is_half_written_is_waited_for(tmp_path):
+    path = tmp_path / "ES.dly"
+    path.write_text(HEAD.replace(", OpenInterest", "") + "2026/01/05, 10.5, 12, 9, 11, 10")
+    with Following(path) as tail:
+        time.sleep(0.2)
+        with path.open("a") as file:
+            file.write("00\n")
+        tail.until(lambda: tail.bars)
+        time.sleep(0.1)
+    assert [bar.volume for bar in tail.bars] == [1000]
+
+
+def test_a_last_line_without_its_end_is_taken_when_nothing_follows(tmp_path):
+    path = tmp_path / "ES.dly"
+    path.write_text(HEAD + DAYS[0].rstrip())
+    with Following(path) as tail:
+        tail.until(lambda: tail.bars)
+
+
+def test_a_day_that_is_changed_back_stands_as_it_was(tape, tmp_path):
+    path = tmp_path / "ES.dly"
+    wrong = DAYS[1].replace("12.25", "12.75")
+    path.write_text(HEAD + "".join(DAYS))
+    feed = Feed(registry.make({"kind": "dly", "path": str(path)}), tape)
+    thread = threading.Thread(target=feed.run, daemon=True)
+    thread.start()
+    try:
+        for text, close in ((DAYS[1], 12.25), (wrong, 12.75), (DAYS[1], 12.25), (wrong, 12.75), (DAYS[1], 12.25)):
+            path.write_text(HEAD + DAYS[0] + text)
+            deadline = time.monotonic() + 60
+            while [one[2] for one in _closes(tape)] != [11, close]:
+                assert time.monotonic() < deadline, (_closes(tape), feed.stats)
+                time.sleep(0.01)
+    finally:
+        feed.close()
+        thread.join(20)
+    assert not thread.is_alive()
