@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -189,3 +190,51 @@ def test_a_port_that_is_taken_and_an_address_of_others_are_refused(store):
             asyncio.run(service.start())
     with pytest.raises(ConfigInvalid, match="token"):
         New(store.tape, host="0.0.0.0")
+
+
+@pytest.mark.parametrize(("read_first", "told"), [(True, [6000.25, 6001.0, 6002.0]), (False, [6001.0, 6002.0])])
+def test_what_comes_while_the_latest_are_asked_for_comes_behind_them_and_once(store, monkeypatch, read_first, told):
+    store.add_now(made())
+
+    async def story(service):
+        tape = service.service.tape
+        latest = tape.latest
+
+        def slow(symbol=None):
+            found = latest(symbol)
+            store.add_now(made(at=T + 1, price=6001.0))
+            time.sleep(0.3)  # it is streamed meanwhile
+            return found if read_first else latest(symbol)
+
+        monkeypatch.setattr(tape, "latest", slow)
+        async with ws.connect(f"ws://127.0.0.1:{service.ws_port}") as client:
+            got = [json.loads(await client.recv())["close"]]
+            monkeypatch.undo()
+            await service.process_market_data(made(at=T + 2, price=6002.0))
+            while got[-1] != 6002.0:
+                got.append(json.loads(await client.recv())["close"])
+            assert got == told
+
+    served(store, story)
+
+
+def test_a_slow_client_of_many_symbols_has_the_newest_of_each_without_much_ado(store):
+    from onetape.services import listener
+
+    async def run():
+        one = listener.Listener(None)
+        one.begin({})
+        for turn in range(3):
+            for number in range(2_000):
+                one.offer(str(number), f"{turn}" * 100)
+        assert 2_000 <= len(one._queue) <= 6_000 and dict(one._queue) == {str(n): "2" * 100 for n in range(2_000)}
+        return one
+
+    calls = []
+    whole = listener.Listener._conflate
+    listener.Listener._conflate = lambda self: (calls.append(1), whole(self))
+    try:
+        asyncio.run(run())
+    finally:
+        listener.Listener._conflate = whole
+    assert len(calls) < 20

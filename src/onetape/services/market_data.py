@@ -26,6 +26,8 @@ from websockets.http11 import Request, Response
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid
 from onetape.record import OWN_SYMBOLS, Record, Tick
+from onetape.services.listener import BEHIND_BYTES, Listener
+from onetape.services.old_record import record_of, told_of
 from onetape.services.system import plain
 
 if TYPE_CHECKING:
@@ -33,13 +35,11 @@ if TYPE_CHECKING:
     from onetape.steady import SteadyTape
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-#: What a client may say, bytes; and of how many symbols.
+#: What a client may say, bytes.
 _MESSAGE_BYTES_MAX = 65_536
-_SYMBOLS_MAX = 1_000
 _CLIENTS_MAX = 1_000
-#: A client may be so many bytes behind before its records are conflated.
-_BEHIND_BYTES = 64 * 1024
-_FIELDS = ("bid", "ask", "bid_size", "ask_size", "volume", "vwap", "trades")
+#: Records that may wait for the event loop.
+_WAITING_MAX = 50_000
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,13 +77,22 @@ class MarketDataService:
         self.host, self.ws_port, self.http_port = host, ws_port, http_port
         self._asked_ports = ws_port, http_port
         self._servers: list[Server] = []
-        self._clients: set[_Client] = set()
+        self._clients: set[Listener] = set()
         self._subscription: Subscription | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Tick] = []
         self._lock = threading.Lock()
-        self.sent = 0
-        self.conflated = 0
+        self._sent = self._conflated = 0  # of listeners that have left, and of records that waited for the loop
+
+    @property
+    def sent(self) -> int:
+        """How many messages were sent."""
+        return self._sent + sum(client.sent for client in list(self._clients))
+
+    @property
+    def conflated(self) -> int:
+        """How many records a slow client, or a slow event loop, was not sent because a newer one was there."""
+        return self._conflated + sum(client.conflated for client in list(self._clients))
 
     async def start(self) -> None:
         """Listen. Raises ConfigInvalid, naming the port that cannot be had. Repeating it is harmless."""
@@ -128,8 +137,10 @@ class MarketDataService:
         if symbol is not None:
             tick = self.tape.latest(symbol)
             return {symbol: None if tick is None else record_of(tick)}
-        found = self.tape.latest().items()
-        return {name: record_of(tick) for name, tick in found if not name.startswith(OWN_SYMBOLS)}
+        return {name: record_of(tick) for name, tick in self._latest().items()}
+
+    def _latest(self) -> dict[str, Tick]:
+        return {name: tick for name, tick in self.tape.latest().items() if not name.startswith(OWN_SYMBOLS)}
 
     async def _listen(self, what: str, port: int, handler: Any, answer: Any) -> Server:
         try:
@@ -140,7 +151,7 @@ class MarketDataService:
                 process_request=answer,
                 max_size=_MESSAGE_BYTES_MAX,
                 compression=None,
-                write_limit=_BEHIND_BYTES,
+                write_limit=BEHIND_BYTES,
                 open_timeout=10,
                 server_header=None,
             )
@@ -200,19 +211,19 @@ class MarketDataService:
         if len(self._clients) >= _CLIENTS_MAX:
             await connection.close(1013, f"{_CLIENTS_MAX} clients are served already")
             return
-        client = _Client(self, connection)
+        client = Listener(connection)
         self._clients.add(client)
         sender = asyncio.ensure_future(client.send())
         try:
-            for data in (await asyncio.to_thread(self.market_data)).values():
-                if data is not None:
-                    client.offer(data["symbol"], msgspec.json.encode(data).decode())
+            client.begin(await asyncio.to_thread(self._latest))
             async for message in connection:
                 client.ask(message)
         except ConnectionClosed:
             pass
         finally:
             self._clients.discard(client)
+            self._sent += client.sent
+            self._conflated += client.conflated
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
                 await sender
@@ -224,6 +235,8 @@ class MarketDataService:
         with self._lock:
             self._waiting.append(record)
             if len(self._waiting) > 1:
+                if len(self._waiting) > _WAITING_MAX:  # the loop hangs
+                    self._waiting = self._newest(self._waiting)
                 return
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._spread)
@@ -234,87 +247,14 @@ class MarketDataService:
         if not self._clients:
             return
         for tick in records:
-            told = msgspec.json.encode(record_of(tick)).decode()  # once, for all clients
+            told = told_of(tick)  # once, for all clients
             for client in self._clients:
-                client.offer(tick.symbol, told)
+                client.live(tick, told)
 
-
-class _Client:
-    """One listener: what it wants, and what waits for it: in order, or the newest of each symbol where it is slow."""
-
-    def __init__(self, service: MarketDataService, connection: ServerConnection) -> None:
-        self._service, self._connection = service, connection
-        self._symbols: frozenset[str] | None = None
-        self._queue: list[tuple[str, str]] = []
-        self._bytes = 0
-        self._news = asyncio.Event()
-
-    def ask(self, message: str | bytes) -> None:
-        """Take what the client says; what is not understood is answered with what would be."""
-        try:
-            found = msgspec.json.decode(message)
-            symbols = found["symbols"] if isinstance(found, dict) else None
-            if symbols is not None and not (
-                isinstance(symbols, list)
-                and len(symbols) <= _SYMBOLS_MAX
-                and all(isinstance(symbol, str) for symbol in symbols)
-            ):
-                raise ValueError("symbols")
-        except (ValueError, KeyError, TypeError):
-            self.offer("", f'{{"error":"say {{\\"symbols\\": [up to {_SYMBOLS_MAX} names]}}, or null for all"}}')
-            return
-        self._symbols = None if symbols is None else frozenset(symbols)
-
-    def offer(self, symbol: str, told: str) -> None:
-        """Give it a message of a symbol; "" is for itself alone."""
-        if symbol and self._symbols is not None and symbol not in self._symbols:
-            return
-        self._queue.append((symbol, told))
-        self._bytes += len(told)
-        if self._bytes > _BEHIND_BYTES:
-            self._conflate()
-        self._news.set()
-
-    def _conflate(self) -> None:
-        newest = dict(self._queue)
-        self._service.conflated += len(self._queue) - len(newest)
-        self._queue = list(newest.items())
-        self._bytes = sum(len(told) for _, told in self._queue)
-
-    async def send(self) -> None:
-        """Send what waits, for ever."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            waiting, self._queue, self._bytes = self._queue, [], 0
-            for at, (_, told) in enumerate(waiting):
-                await self._connection.send(told)
-                self._service.sent += 1
-                if self._queue and self._bytes > _BEHIND_BYTES // 2:  # it is slow: the rest joins what came meanwhile
-                    self._queue = waiting[at + 1 :] + self._queue
-                    self._bytes += sum(len(rest) for _, rest in waiting[at + 1 :])
-                    self._conflate()
-                    self._news.set()
-                    break
-
-
-def record_of(tick: Tick) -> dict[str, Any]:
-    """Return a tick as the old record: seconds, `close`; open, high and low default to it; without what is absent."""
-    told: dict[str, Any] = {"symbol": tick.symbol, "timestamp": tick.ts_event_ns / 1_000_000_000}
-    for name, value in (("close", tick.price), ("open", tick.open), ("high", tick.high), ("low", tick.low)):
-        if value is not None or tick.price is not None:
-            told[name] = tick.price if value is None else value
-    for name in _FIELDS:
-        if (value := getattr(tick, name)) is not None:
-            told[name] = _whole(value) if name.endswith("size") or name == "volume" else value
-    if tick.size is not None:
-        told["last_size"] = _whole(tick.size)
-    told["source"] = tick.source or "unknown"
-    return told
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if float(value).is_integer() else value
+    def _newest(self, records: list[Tick]) -> list[Tick]:
+        newest = list({tick.symbol: tick for tick in records}.values())
+        self._conflated += len(records) - len(newest)
+        return newest
 
 
 def _json(status: HTTPStatus, body: Any) -> Response:
