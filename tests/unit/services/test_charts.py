@@ -143,3 +143,49 @@ def test_bars_of_a_tape_that_is_away_are_in_doubt(tape):
     assert whole.chart_data("a").trouble is None and whole.chart_data("a").missing == []
     assert whole.current_analysis()["doubt"] == []
     assert len(away.chart_data("a").bars) == 60 and "away" in away.chart_data("a").trouble
+
+
+def test_behind_the_newest_tick_only_what_was_said_is_missing(tape):
+    tape.append(walk("A", range(100, 140)))
+    tape.mark_missing("A", T0 + 5 * MIN, T0 + 6 * MIN, source="feed")
+    charts = service(tape, ChartConfig("a", "A"), now=T0 + 40 * MIN)
+    before = charts.chart_data("a").missing
+    assert before[0] == (T0 + 5 * MIN, T0 + 6 * MIN) and all(end < T0 + 39 * MIN for _, end in before)
+    tape.mark_missing("A", T0 + 39 * MIN + 20 * S, T0 + 39 * MIN + 30 * S, source="feed")
+    assert charts.chart_data("a").missing[len(before) :] == [(T0 + 39 * MIN + 20 * S, T0 + 39 * MIN + 30 * S)]
+
+
+def test_a_tick_of_the_future_is_said_and_does_not_pass_for_a_live_one(tape):
+    tape.append(walk("A", range(100, 140)))
+    tape.append(Tick("A", T0 + 9 * 86_400 * S, 100.0))
+    data = service(tape, ChartConfig("a", "A"), now=T0 + 40 * MIN).chart_data("a")
+    assert data.late and "in the future" in data.trouble and len(data.bars) == 41
+
+
+def test_prices_beyond_all_measure_leave_the_other_charts_what_they_are(tape):
+    tape.append(walk("UP", range(100, 160)))
+    tape.append(walk("BAD", [(-1) ** n * 1.7e308 for n in range(60)]))
+    tape.append(walk("HUGE", [n * 1e306 for n in range(100, 160)]))
+    charts = service(
+        tape,
+        *(ChartConfig(name, name) for name in ("UP", "BAD", "HUGE")),
+        spreads=[SpreadConfig("UP", "BAD"), SpreadConfig("BAD", "HUGE", -1e300), SpreadConfig("HUGE", "BAD")],
+    )
+    found = charts.current_analysis()
+    regimes = {name: chart["regime"] for name, chart in found["charts"].items()}
+    assert [regimes[name]["name"] for name in ("UP", "BAD", "HUGE")] == ["trend", "range", "trend"]
+    assert regimes["HUGE"]["range_ratio"] == pytest.approx(regimes["UP"]["range_ratio"])
+    assert found["spreads"][1]["difference"] is None
+
+
+def test_a_chart_may_be_added_while_another_thread_asks(tape, monkeypatch):
+    tape.append(walk("A", range(100, 130)))
+    charts = service(tape, ChartConfig("a", "A"), ChartConfig("b", "A"))
+    whole = charts.chart_data
+
+    def asked(chart_id, limit=None):
+        charts.add(ChartConfig("later", "A"))
+        return whole(chart_id, limit)
+
+    monkeypatch.setattr(charts, "chart_data", asked)
+    assert list(charts.current_analysis()["charts"]) == ["a", "b"]

@@ -15,6 +15,8 @@ from onetape.record import Bar
 DIRECTION_BARS, RANGE_BARS = 20, 14
 #: From here on a move counts as straight; and a range, against the median before, as wide.
 STRAIGHT, WIDE = 0.35, 1.5
+#: Sums of greater numbers could leave a float's range. No measure depends on the unit: they are made smaller, exactly.
+_GREAT, _SMALLER = 1e290, 2.0**-64
 
 
 class Regime(msgspec.Struct, frozen=True):
@@ -46,13 +48,19 @@ def regime(bars: Sequence[Bar]) -> Regime:
 
 def efficiency(closes: Sequence[float]) -> float:
     """Return the net move divided by the sum of all moves; 0 where nothing moved."""
+    closes = _in_range(closes)
     moved = math.fsum(abs(after - before) for before, after in pairwise(closes))
     return abs(closes[-1] - closes[0]) / moved if moved else 0.0
 
 
 def true_ranges(bars: Sequence[Bar]) -> list[float]:
-    """Return the true range of each bar but the first: its span, and from the close before."""
-    return [max(bar.high, before.close) - min(bar.low, before.close) for before, bar in pairwise(bars)]
+    """Return the true range of each bar but the first: its span, and from the close before, all in one unit."""
+    highs, lows, closes = ([getattr(bar, name) for bar in bars] for name in ("high", "low", "close"))
+    flat = _in_range([*highs, *lows, *closes])
+    highs, lows, closes = flat[: len(bars)], flat[len(bars) : 2 * len(bars)], flat[2 * len(bars) :]
+    return [
+        max(high, before) - min(low, before) for high, low, before in zip(highs[1:], lows[1:], closes[:-1], strict=True)
+    ]
 
 
 def range_ratio(bars: Sequence[Bar]) -> float | None:
@@ -64,8 +72,18 @@ def range_ratio(bars: Sequence[Bar]) -> float | None:
 
 
 def zscore(values: Sequence[float]) -> float | None:
-    """Return how many standard deviations the last is from the mean of all; None where they do not differ."""
+    """Return how many standard deviations the last is from the mean of all; None where they do not differ, or some are
+    no numbers.
+    """
+    if not all(math.isfinite(value) for value in values):
+        return None
+    values = _in_range(values)
     deviation = pstdev(values) if len(values) > 1 else 0.0
     if deviation <= 1e-12 * max(abs(value) for value in values or [0.0]):  # equal but for rounding
         return None
     return (values[-1] - fmean(values)) / deviation
+
+
+def _in_range(values: Sequence[float]) -> list[float]:
+    great = any(abs(value) > _GREAT for value in values)
+    return [value * _SMALLER for value in values] if great else list(values)

@@ -43,7 +43,7 @@ class SpreadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChartData(msgspec.Struct, frozen=True, kw_only=True):
-    """A chart's newest bars, ascending. late: the newest tick is older than it may be, or there is none.
+    """A chart's newest bars, ascending. late: the newest tick is older than it may be, as far in the future, or none.
 
     missing: spans [start_ns, end_ns) within the bars of which the tape does not have the ticks. trouble: what could
     not be read, and why; the bars are then what could be.
@@ -131,21 +131,24 @@ class ChartService:
             if newest is not None:
                 at = newest.ts_event_ns
                 bars = self._newest(chart, at, count)
-                missing, trouble = self._missing(chart, bars)
+                missing, trouble = self._missing(chart, bars, at)
         except OnetapeError as error:
             trouble = str(error)
-        age_s = None if at is None else max(0.0, (self._clock() - at) / 1e9)
+        since_s = None if at is None else (self._clock() - at) / 1e9
         late_s = chart.late_s if chart.late_s is not None else 2 * interval_ns(chart.interval) / 1e9
+        ahead = since_s is not None and -since_s > late_s
         if trouble is None and not bars:
             trouble = "the tape has no trade of it"
+        elif trouble is None and ahead and since_s is not None:
+            trouble = f"its newest tick is {-since_s:.0f} s in the future: how late it is is not known"
         return ChartData(
             chart_id=chart_id,
             symbol=chart.symbol,
             interval=chart.interval,
             bars=bars,
             at_ns=at,
-            age_s=age_s,
-            late=age_s is None or age_s > late_s,
+            age_s=None if since_s is None else max(0.0, since_s),
+            late=since_s is None or since_s > late_s or ahead,
             missing=missing,
             trouble=trouble,
         )
@@ -156,7 +159,7 @@ class ChartService:
         alignment: for each symbol, direction by interval, their mean as `score` (-1 to 1), and `aligned` where all
         known ones are the same and not 0. doubt: each chart that is late, has missing data or could not be read.
         """
-        found = {chart_id: self.chart_data(chart_id) for chart_id in self._charts}
+        found = {chart_id: self.chart_data(chart_id) for chart_id in list(self._charts)}
         regimes = {chart_id: regime(data.bars) for chart_id, data in found.items()}
         doubt = [
             {"chart_id": chart_id, "late": data.late, "missing": len(data.missing), "trouble": data.trouble}
@@ -199,7 +202,7 @@ class ChartService:
             span *= _GROWTH
         return list(found[-count:])
 
-    def _missing(self, chart: ChartConfig, bars: list[Bar]) -> tuple[list[tuple[int, int]], str | None]:
+    def _missing(self, chart: ChartConfig, bars: list[Bar], at_ns: int) -> tuple[list[tuple[int, int]], str | None]:
         # A SteadyTape has the real one in `tape`, None while it is away; a Tape is one itself.
         tape: Any = getattr(self._tape, "tape", self._tape)
         if tape is None:
@@ -210,7 +213,8 @@ class ChartService:
         gaps = tape.gaps(chart.symbol, bars[0].ts_start_ns, bars[-1].ts_start_ns + length)
         # Nobody spoke of the moments before a first tick either: what is inferred counts from a bar's length on.
         found = [gap for gap in gaps if gap.state == "missing" or gap.end_ns - gap.start_ns >= length]
-        return [(gap.start_ns, gap.end_ns) for gap in found], None
+        # Behind the newest tick there is only what somebody said to be missing; all else of it is what `late` says.
+        return [(gap.start_ns, gap.end_ns) for gap in found if gap.by or gap.start_ns <= at_ns], None
 
     def _alignment(self, regimes: dict[str, Regime]) -> dict[str, dict[str, Any]]:
         by_symbol: dict[str, dict[str, Regime]] = defaultdict(dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -17,7 +18,8 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     """first - second * weight, and first / second, at the newest time that both have a bar of.
 
     The z-scores are against all times in common; None with fewer than 20 of them or where nothing varies. unmatched:
-    bars, within the time that both cover, that one side alone has; nothing is filled in for the other.
+    bars, within the time that both cover, that one side alone has; nothing is filled in for the other. What is beyond a
+    float's range is None.
     """
 
     spread_id: str
@@ -51,11 +53,15 @@ def spread(
         first=names[0],
         second=names[1],
         at_ns=times[-1],
-        difference=differences[-1],
-        ratio=one[times[-1]] / two[times[-1]] if two[times[-1]] else None,
+        difference=_finite(differences[-1]),
+        ratio=_finite(one[times[-1]] / two[times[-1]]) if two[times[-1]] else None,
         difference_z=zscore(differences) if enough else None,
         ratio_z=zscore(ratios) if enough and len(ratios) == len(times) else None,
         common=len(times),
         unmatched=unmatched,
         trouble=None if enough else f"only {len(times)} bars in common, {COMMON_MIN} are needed",
     )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
