@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from tests.waiting import waited_for
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import MemoryShort
@@ -201,11 +202,11 @@ def test_an_operator_s_pause_stands_a_run_still_and_resume_lets_it_go_on(
 
     def operate() -> None:
         with Endpoint.connect(fresh_server.url) as endpoint:
-            time.sleep(1.0)
+            waited_for(lambda: _new(fresh_server).dbsize() > 500, "the backfill begins")
             paused = states.change(endpoint, plan, begun.version, paused=True, reason="lunch")
-            time.sleep(2.0)
+            waited_for(lambda: any("lunch" in reason for reason in told), "the pause is heeded")
             counts.append(_new(fresh_server).dbsize())
-            time.sleep(0.5)
+            time.sleep(1.5)
             counts.append(_new(fresh_server).dbsize())
             states.change(endpoint, plan, paused.version, paused=False, throttle={})
 
@@ -217,7 +218,7 @@ def test_an_operator_s_pause_stands_a_run_still_and_resume_lets_it_go_on(
         )
     operator.join()
     assert report.totals == {"copied": 30_000}
-    assert counts[0] == counts[1] < 30_000
+    assert 0 < counts[0] == counts[1] < 30_000
     assert any(reason.startswith("paused: by ") and "lunch" in reason for reason in told)
     assert any("8,000 keys/s" in reason for reason in told)
     assert report.throttled["paused"] > 1.0 and report.throttled["rate"] > 0.3
@@ -227,7 +228,7 @@ def test_limits_of_keys_and_bytes_are_kept(fresh_server: EmbeddedServer, tmp_pat
     _many(redis.Redis(port=fresh_server.port, db=5), 4000, b"x")
     began_s = time.monotonic()
     report = _migration(fresh_server, tmp_path).backfill(throttle=Settings(keys_per_s=2000.0))
-    assert 1.8 < time.monotonic() - began_s < 8.0
+    assert time.monotonic() - began_s > 1.8
     assert report.totals == {"copied": 4000} and set(report.throttled) == {"rate"}
     _big_set(redis.Redis(port=fresh_server.port, db=2))  # about 14 MB
     began_s = time.monotonic()

@@ -64,7 +64,7 @@ def test_a_mirror_follows_until_it_is_terminated_and_says_what_it_did(
         old.set("old:a", i)
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "mirror old to new" in out and "kept 0" in out
     assert "http://127.0.0.1:" in err
@@ -88,7 +88,7 @@ def test_a_watch_in_a_pipe_writes_lines_and_ends_with_its_reader(place: Path) ->
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(3)]
     process.stdout.close()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert all("dual_writing" in line for line in lines)
 
 
@@ -125,6 +125,6 @@ def test_a_watch_on_a_terminal_draws_a_screen_and_gives_it_back(place: Path, fre
             seen += part
     except OSError:
         pass
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     assert b"\x1b[?1049h" in seen and b"\x1b[?1049l" in seen  # the other screen, and back
     assert b"\\x1b[2J[bold]name" in seen

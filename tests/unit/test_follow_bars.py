@@ -125,7 +125,7 @@ def test_an_iteration_wakes_for_what_another_handle_appends_and_ends_when_closed
     while len(seen) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
     follower.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert [bar.symbol for bar in seen] == ["A", "B"]
 

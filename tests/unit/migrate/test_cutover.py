@@ -259,7 +259,7 @@ def test_a_connection_that_writes_between_its_reads_is_found_out(live: LiveSyste
     thread = threading.Thread(target=at_work)
     thread.start()
     try:
-        assert begun.wait(10)
+        assert begun.wait(60)
         (reason,) = _reasons(live)
     finally:
         done.set()

@@ -353,11 +353,11 @@ def test_a_stream_that_is_waited_for_is_followed_across_the_switch(server: Embed
         operator.move(Phase.CUT_OVER)
         time.sleep(0.7)
         operator.db[1].xadd("ticks:X", {"n": 1}, id="2-0")
-        thread.join(10)
+        thread.join(60)
         assert got and got[0] == [["ticks:X", [("2-0", {"n": "1"})]]]
         started = time.monotonic()
         assert not reader.xread({"ticks:X": "2-0"}, block=700)
-        assert 0.6 < time.monotonic() - started < 5
+        assert time.monotonic() - started > 0.6
 
 
 def test_keys_that_the_plan_leaves_alone_and_keyless_commands_are_a_plain_client(
