@@ -82,3 +82,44 @@ def test_what_other_processes_append_is_seen(tape):
     with Board(tape) as board, onetape.open(tape.path) as other:
         other.append(Tick("A", T0, 7.0))
         assert [row.price for row in board.look()] == [7.0]
+
+
+def test_a_late_first_trade_of_the_day_moves_the_change(tape):
+    tape.append([Tick("A", T0 + 10**9, 100.0), Tick("A", T0 + 2 * 10**9, 110.0)])
+    with Board(tape) as board:
+        (row,) = board.look()
+        assert row.change == 10.0
+        tape.append(Tick("A", T0 - 3 * 3_600_000_000_000, 80.0))
+        (row,) = board.look()
+        assert (row.price, row.change) == (110.0, 30.0)
+        tape.append(Tick("A", T0 + 3 * 10**9, 120.0))
+        (row,) = board.look()
+        assert row.change == 40.0
+
+
+def test_a_new_day_has_a_change_from_its_first_trade_on(tape):
+    tape.append(Tick("A", T0, 100.0))
+    with Board(tape) as board:
+        tape.append(Tick("A", T0 + DAY, bid=99.0))
+        (row,) = board.look()
+        assert (row.price, row.change) == (100.0, None)
+        tape.append([Tick("A", T0 + DAY + 1, 105.0), Tick("A", T0 + DAY + 2, 107.0)])
+        (row,) = board.look()
+        assert row.change == 2.0
+
+
+def test_a_trade_that_is_taken_back_is_shown_no_more(tape):
+    tape.append([Tick("A", T0, 100.0), Tick("A", T0 + 1, 101.0), Tick("B", T0, 5.0)])
+    with Board(tape) as board:
+        tape.append(Tick("A", T0 + 2, 9999.0))
+        assert board.look()[0].price == 9999.0
+        tape.cancel(tape.latest("A"))
+        tape.cancel(tape.latest("B"))
+        assert [(row.symbol, row.price, row.change) for row in board.look()] == [("A", 101.0, 1.0)]
+
+
+def test_a_last_trade_behind_quotes_is_there_from_the_first_look(tape):
+    tape.append([Tick("A", T0, 100.0), Tick("A", T0 + 1, bid=99.0, ask=101.0)])
+    with Board(tape) as board:
+        (row,) = board.look()
+        assert (row.price, row.bid, row.ask) == (100.0, 99.0, 101.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from onetape.clock import now_ns
-from onetape.record import OWN_SYMBOLS, Tick
+from onetape.record import MINUTE_NS, OWN_SYMBOLS, Cancel, Tick
 
 if TYPE_CHECKING:
     from onetape.tape import Tape
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: A rate is of about this many of the last seconds.
 RATE_S = 5.0
 _DAY_NS = 86_400_000_000_000
+#: How far back the last trade is looked for behind quotes, in records.
+_BEHIND_QUOTES = 200
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -38,7 +40,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class _Kept:
-    __slots__ = ("counted", "lag_ms", "opened", "opened_day", "rate", "seen", "tick")
+    __slots__ = ("counted", "first_until_ns", "lag_ms", "opened", "opened_day", "rate", "seen", "tick")
 
     def __init__(self, tick: Tick) -> None:
         self.tick = tick
@@ -48,6 +50,7 @@ class _Kept:
         self.lag_ms = None if tick.ts_recv_ns is None else (tick.ts_recv_ns - tick.ts_event_ns) / 1e6
         self.opened: float | None = None
         self.opened_day = -1
+        self.first_until_ns = 0  # a trade of the day before it may be its first
 
 
 class Board:
@@ -64,7 +67,11 @@ class Board:
         self._tape, self._clock, self._timer = tape, clock, timer
         self._only = None if symbols is None else set(symbols)
         self._follower = tape.follow(None if symbols is None else list(symbols))
-        self._kept = {symbol: _Kept(tick) for symbol, tick in tape.latest().items() if self._shown(symbol)}
+        self._kept = {
+            symbol: _Kept(tick if tick.price is not None else self._newest(symbol) or tick)
+            for symbol, tick in tape.latest().items()
+            if self._shown(symbol)
+        }
         self._looked_s = timer()
         self._watched_s = 0.0
 
@@ -85,13 +92,18 @@ class Board:
 
     def look(self) -> list[Row]:
         """Take all records that came since the last look, and return the rows by symbol."""
+        taken_back: set[str] = set()
         records = self._follower.take(0.0)
         while records:
             now = self._clock()
             for record in records:
                 if isinstance(record, Tick) and self._shown(record.symbol):
                     self._take(record, now)
+                elif isinstance(record, Cancel) and record.symbol in self._kept:
+                    taken_back.add(record.symbol)
             records = self._follower.take(0.0)
+        for symbol in taken_back:
+            self._look_again(symbol)
         now_s = self._timer()
         passed = now_s - self._looked_s
         if passed > 0:
@@ -113,6 +125,8 @@ class Board:
         kept.seen += 1
         kept.counted += 1
         kept.lag_ms = ((tick.ts_recv_ns or now) - tick.ts_event_ns) / 1e6
+        if tick.price is not None and tick.ts_event_ns < kept.first_until_ns:
+            kept.opened_day = -1
         if tick.ts_event_ns >= kept.tick.ts_event_ns:
             kept.tick = tick if tick.price is not None else _quoted(kept.tick, tick)
 
@@ -134,14 +148,30 @@ class Board:
         )
 
     def _opened(self, symbol: str, kept: _Kept) -> float | None:
-        """Return the first trade's price of the newest tick's UTC day, asked for once a day."""
+        """Return the price of the first trade of the newest tick's UTC day; asked for again where one may be before it."""
         day = kept.tick.ts_event_ns // _DAY_NS
         if day != kept.opened_day:
-            bars = self._tape.bar_list(symbol, "1d", day * _DAY_NS, (day + 1) * _DAY_NS)
+            bars = self._tape.bar_list(symbol, "1min", day * _DAY_NS, (day + 1) * _DAY_NS)
             kept.opened = bars[0].open if bars else None
-            if bars:
-                kept.opened_day = day
+            kept.first_until_ns = bars[0].ts_start_ns + MINUTE_NS if bars else (day + 1) * _DAY_NS
+            kept.opened_day = day
         return kept.opened
+
+    def _newest(self, symbol: str) -> Tick | None:
+        """Return the last trade with the newest quote, as the tape has them now."""
+        found: Tick | None = None
+        for tick in self._tape.recent(symbol, _BEHIND_QUOTES):
+            found = tick if found is None or tick.price is not None else _quoted(found, tick)
+        return found
+
+    def _look_again(self, symbol: str) -> None:
+        """Take a symbol as the tape has it: something of it was taken back, maybe what is shown."""
+        kept, newest = self._kept[symbol], self._newest(symbol)
+        kept.opened_day = -1
+        if newest is not None:
+            kept.tick = newest
+        else:
+            del self._kept[symbol]
 
 
 def _quoted(tick: Tick, quote: Tick) -> Tick:
