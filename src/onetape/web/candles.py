@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 BARS_MAX = 5000
 #: Shorter gaps are not shown, s.
 GAP_MIN_S = 1.0
-#: What is missing up to now, and for less than this, is not known yet: a feed says only now and then that it is there.
-PENDING_NS = 10 * 10**9
+#: What is missing up to now, and for less than this, is not known yet: a feed says only now and then that it is there,
+#: a quiet DTC server every 10 s.
+PENDING_NS = 15 * 10**9
 #: Ticks folded at a time where bars are not joined from kept minutes.
 _RECORDS = 262_144
 #: What the tape holds of each symbol is asked for at most so often, s.
