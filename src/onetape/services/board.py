@@ -148,7 +148,7 @@ class Board:
         )
 
     def _opened(self, symbol: str, kept: _Kept) -> float | None:
-        """Return the price of the first trade of the newest tick's UTC day; asked for again where one may be before it."""
+        """Return the price of the first trade of the newest tick's UTC day; asked again where one may be before it."""
         day = kept.tick.ts_event_ns // _DAY_NS
         if day != kept.opened_day:
             bars = self._tape.bar_list(symbol, "1min", day * _DAY_NS, (day + 1) * _DAY_NS)
