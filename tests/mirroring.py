@@ -71,10 +71,10 @@ class Running:
 
     def end(self) -> None:
         self.stop.set()
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
-    def until(self, true: Callable[[], Any], seconds: float = 15.0) -> None:
+    def until(self, true: Callable[[], Any], seconds: float = 60.0) -> None:
         """Wait until something is true; fail if it does not come, or the mirror ended."""
         deadline_s = time.monotonic() + seconds
         while not true():

@@ -29,7 +29,7 @@ def binary(name: str) -> Path:
     return BINARIES[name]
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
     """Wait until a condition holds; fail the test where it does not in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -152,7 +152,7 @@ def test_the_writers_die_with_their_parent(server: EmbeddedServer, tmp_path: Pat
     await_true(lambda: not alive(pid))
 
 
-def await_true(condition: object, seconds: float = 20.0) -> None:
+def await_true(condition: object, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not become true in time"

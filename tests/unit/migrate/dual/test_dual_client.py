@@ -10,6 +10,7 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError, ResponseError, WatchError
 from tests.unit.migrate.dual.rig import PLAN, rigged
+from tests.waiting import waited_for
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import CommandUnmapped, PhaseRefused, StateMoved
@@ -134,7 +135,7 @@ def test_a_blocking_read_wakes_and_follows_a_change_of_phase(server: EmbeddedSer
         got: list[object] = []
         reader = threading.Thread(target=lambda: got.append(dual.xread({"a:s": "$"}, block=8000)))
         reader.start()
-        time.sleep(0.3)
+        waited_for(lambda: any(client["cmd"] == "xread" for client in rig.old.client_list()), "it is read")
         rig.go(Phase.FINISHED)
         rig.old.delete("a:s")
         time.sleep(1.2)
