@@ -374,14 +374,14 @@ class Operator:
         theirs.close()
         self.result: tuple[str, int, str] | None = None
 
-    def stopped(self, seconds: float = 20.0) -> bool:
+    def stopped(self, seconds: float = 120.0) -> bool:
         """Wait until it stops at its point; False where it came to its end without passing it."""
         assert self._pipe.poll(seconds), "neither stopped nor done"
         told = self._pipe.recv()
         if told != "stopping":
             self.result = told
             return False
-        until_s = time.monotonic() + 5
+        until_s = time.monotonic() + 60
         while self._status() != "T":
             assert time.monotonic() < until_s
             time.sleep(0.005)

@@ -172,7 +172,7 @@ def test_a_listener_that_is_cut_off_for_being_slow_is_made_up_for(fresh_server: 
     try:
         client.set("old:first", 1)
         new = redis.Redis(port=fresh_server.port, db=1)
-        deadline_s = time.monotonic() + 15
+        deadline_s = time.monotonic() + 60
         while not new.exists("new:first"):
             assert time.monotonic() < deadline_s
             time.sleep(0.02)

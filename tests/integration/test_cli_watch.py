@@ -56,7 +56,7 @@ def test_a_mirror_follows_until_it_is_terminated_and_says_what_it_did(
 ) -> None:
     old, new = redis.Redis(port=fresh_server.port, db=5), redis.Redis(port=fresh_server.port, db=1)
     process = start(place, "mirror", "--no-tape", "--metrics-port", "0")
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     i = 0
     while new.get("new:a") != b"%d" % i:
         assert time.monotonic() < deadline_s
@@ -115,7 +115,7 @@ def test_a_watch_on_a_terminal_draws_a_screen_and_gives_it_back(place: Path, fre
     )  # fmt: skip
     os.close(follower)
     seen = b""
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     while seen.count(b"dual writing") < 3:
         assert time.monotonic() < deadline_s
         seen += os.read(leader, 65536)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import onetape
-from onetape import Bar, Tick
+from onetape import Bar, Tick, minhos_row
 from onetape.exporting import minhos
 from onetape.exporting.minhos import export_minhos
 from onetape.importing.formats import Options, import_file
@@ -205,3 +205,36 @@ def test_a_killed_export_leaves_no_target_and_the_next_one_removes_what_it_left(
     export_minhos(tape, tmp_path / "back.db")
     assert [path.name for path in tmp_path.iterdir() if "back" in path.name] == ["back.db"]
     assert _rows(tmp_path / "back.db", "SELECT count(*) FROM market_data") == [(1000,)]
+
+
+@pytest.mark.parametrize("count", [30, 300])
+def test_an_export_that_comes_back_to_its_own_tape_brings_only_what_was_added_since(
+    tape: onetape.Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(minhos_row, "WINDOW", 100)
+    monkeypatch.setattr("onetape.importing.predecessor.WINDOW", 100)
+    tape.append(_strange(count))
+    before, head = _content(tape), tape.head
+    done = export_minhos(tape, tmp_path / "back.db")
+    assert done.known and tape.head == head
+    import_file(tape, tmp_path / "back.db", "minhos", Options())
+    assert _content(tape) == before
+    _rows_added(tmp_path / "back.db", 250)
+    for _ in range(2):
+        import_file(tape, tmp_path / "back.db", "minhos", Options())
+        assert tape.read("new").num_rows == 250 and _content(tape) == before
+
+
+def _rows_added(path: Path, count: int) -> None:
+    connection = sqlite3.connect(path)
+    rows = [("new", T0 / 10**9 + i, float(i)) for i in range(count)]
+    connection.executemany("INSERT INTO market_data(symbol, timestamp, close) VALUES (?, ?, ?)", rows)
+    connection.commit()
+    connection.close()
+
+
+def test_a_tape_that_may_only_be_read_is_exported_all_the_same(tape: onetape.Tape, tmp_path: Path) -> None:
+    tape.append(_strange(10))
+    with onetape.open(tape.path, mode="r") as reading:
+        done = export_minhos(reading, tmp_path / "back.db")
+    assert (done.ticks, done.known) == (10, False)

@@ -121,7 +121,7 @@ def test_an_iteration_wakes_for_what_another_handle_appends_and_ends_when_closed
     thread.start()
     with onetape.open(tape.path) as other:
         other.append([trade(0), trade(0, symbol="B"), trade(0, symbol="C")])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(seen) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
     follower.close()

@@ -88,7 +88,7 @@ def test_memory_goes_on_over_what_retention_removed(tape):
         assert other.latest("new") is None
         with other._recent._lock:  # as if this process had been stopped meanwhile
             _pruned(tape)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while other.latest("new") is None or other.latest("new").price != 2.0:
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -361,7 +361,7 @@ def test_an_idle_subscriber_is_not_taken_for_a_slow_one(tape):
         for policy in ("drop_oldest", "disconnect")
     ]
     tape.append([Tick("A", T0 + i, 1.0) for i in range(1000)])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(got) < 2000 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(got) == 2000
@@ -377,7 +377,7 @@ def test_subscriptions_that_ended_by_themselves_do_not_pile_up(tape):
         tape.append([Tick("A", T0 + i, 1.0) for i in range(50)])
         time.sleep(0.02)
         stuck.set()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (one.active or one._queue) and time.monotonic() < deadline:
             time.sleep(0.002)
         assert not one._queue
