@@ -18,6 +18,7 @@ from tests.unit.test_open import make_format_1
 import onetape
 from onetape import Tick
 from onetape.store import layout
+from onetape.tape import sealing
 
 T0 = 1_700_000_000_000_000_000
 DAY = layout.DAY_NS
@@ -26,12 +27,12 @@ DAY = layout.DAY_NS
 LIMITS = """
 import sys, os, time, random, onetape
 from onetape import Tick
-from onetape.store import layout, journal, seal, spans, chunks
+from onetape.store import layout, journal, seal, beside, spans, chunks
 from onetape.tape import sealing
 limits = dict(SEAL_RECORDS=64, SEAL_RECORDS_TAIL=200, SEAL_RECORDS_MAX=128, DIRECT_RECORDS=100, SPAN_RECORDS_MAX=2000,
               CHUNK_RECORDS_MAX=150)
 for name, limit in limits.items():
-    for module in (layout, journal, seal, spans, chunks):
+    for module in (layout, journal, seal, beside, spans, chunks):
         if hasattr(module, name):
             setattr(module, name, limit)
 spans.MERGE_RECORDS, sealing._COMPACT_RECORDS = 300, 1500
@@ -42,11 +43,12 @@ T0, path = 1_700_000_000_000_000_000, sys.argv[1]
 """
 
 #: Appends ticks 0, 1, 2, … of one symbol (price and size say which), every tenth late, beside ticks of rare symbols;
-#: prints how many are acknowledged.
+#: prints how many are acknowledged. Of T and B it seals its journal itself, of other symbols a thread beside it does.
 APPENDER = (
     LIMITS
     + """
 name, rng = sys.argv[2], random.Random(sys.argv[3])
+sealing._SHORT_RECORDS, sealing._HURRY_S = 0, 1e9 if name[0] in "TB" else 0.0
 def tick(i):
     late = 70 * 10**9 if i % 10 == 0 else 0
     return Tick(name, T0 + 90 * 10**9 * (i // 50) + 10**9 * (i % 50) + 10**11 - late, price=i / 4, size=float(i))
@@ -180,6 +182,54 @@ def test_writers_and_compacters_killed_at_any_moment_lose_and_double_nothing(tmp
         _every_position_once(copy)
 
 
+#: Appends ticks 0, 1, 2, … and ends by itself, as if killed, at one step of the first seal beside the appending.
+DIES = """
+import os, signal, sys, time, onetape
+from onetape import Tick
+from onetape.store import beside, layout, seal
+from onetape.tape import sealing
+layout.SEAL_RECORDS, sealing._SHORT_RECORDS, sealing._HURRY_S = 64, 0, 0.0
+path, step, T0 = sys.argv[1], sys.argv[2], 1_700_000_000_000_000_000
+def die(*told):
+    os.kill(os.getpid(), signal.SIGKILL)
+def dies_before(owner, name):
+    setattr(owner, name, die)
+def dies_after(owner, name):
+    real = getattr(owner, name)
+    def act(*told):
+        real(*told)
+        die()
+    setattr(owner, name, act)
+{"read": lambda: dies_before(seal, "pack"), "packed": lambda: dies_before(beside, "put"),
+ "written": lambda: dies_before(seal, "clear"), "cleared": lambda: dies_after(seal, "clear"),
+ "committed": lambda: dies_after(sealing.Sealing, "_put_now")}[step]()
+with onetape.open(path, retention_days=None) as tape:
+    for i in range(10**6):
+        tape.append(Tick("S", T0 + 10**9 * i, price=i / 4, size=float(i)))
+        print(i + 1, flush=True)
+        time.sleep(0.0005)
+"""
+
+
+@pytest.mark.parametrize("step", ["read", "packed", "written", "cleared", "committed"])
+def test_a_process_killed_at_any_step_of_a_seal_beside_the_appending_loses_and_doubles_nothing(tmp_path, step):
+    path = tmp_path / "t.db"
+    process = _python(DIES, path, step)
+    told = process.stdout.read().split("\n")[:-1]
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    with onetape.open(path, mode="r") as tape:
+        assert (tape.stats().seal > 0) == (step == "committed")
+        count = _whole(tape, "S", int(told[-1]))
+        _every_position_once(tape)
+    with onetape.open(path, retention_days=None) as tape:
+        assert tape.seal() == count
+        assert _whole(tape, "S", count) == count
+        _every_position_once(tape)
+    _intact(path)
+
+
 def test_a_follower_and_readers_see_every_position_once_while_others_append_seal_and_compact(tmp_path):
     path = tmp_path / "t.db"
     onetape.open(path).close()
@@ -245,6 +295,32 @@ def _filled(disk: Path, but: int):
         yield
     finally:
         filler.unlink()
+
+
+def test_a_disk_that_fills_up_while_a_thread_seals_loses_nothing_and_it_goes_on_when_there_is_room(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(layout, "SEAL_RECORDS", 200)
+    monkeypatch.setattr(sealing, "_SHORT_RECORDS", 0)
+    monkeypatch.setattr(sealing, "_HURRY_S", 0.0)
+    with _small_disk(tmp_path / "disk", "8m") as disk:
+        path = disk / "t.db"
+        with onetape.open(path, retention_days=None) as tape:
+            with _filled(disk, 3_000_000), pytest.raises((onetape.TapeFull, onetape.TapeUnusable)):
+                for stored in range(100_000):
+                    tape.append(Tick("A", T0 + stored * 10**9, price=stored / 4, size=float(stored)))
+            assert stored > 400
+            assert tape.stats().seal > 0
+            assert _whole(tape, "A", stored) == stored
+            for i in range(stored, stored + 1000):
+                tape.append(Tick("A", T0 + i * 10**9, price=i / 4, size=float(i)))
+            assert _whole(tape, "A", stored + 1000) == stored + 1000
+        with onetape.open(path, retention_days=None) as tape:
+            assert tape.seal() == stored + 1000
+            assert tape.stats().seal_error is None
+            assert _whole(tape, "A", stored + 1000) == stored + 1000
+            _every_position_once(tape)
+        _intact(path)
 
 
 @pytest.mark.parametrize("but", [0, 20_000, 150_000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import onetape
 from onetape import Bar, Tick
 from onetape.errors import RecordMissing
 from onetape.record import Cancel
-from onetape.store import bars, block, chunks, journal, layout, packed, replay, seal, spans
+from onetape.store import bars, beside, block, chunks, journal, layout, packed, replay, seal, spans
 from onetape.store.layout import KIND_TICK
 from onetape.tape import sealing
 
@@ -42,7 +43,7 @@ def _small_limits():
             "SPAN_RECORDS_MAX": 56,
             "CHUNK_RECORDS_MAX": 9,
         }.items():
-            for module in (layout, journal, seal, spans, chunks):
+            for module in (layout, journal, seal, beside, spans, chunks):
                 if hasattr(module, name):
                     patch.setattr(module, name, limit)
         patch.setattr(spans, "MERGE_RECORDS", 24)
@@ -53,6 +54,15 @@ def _small_limits():
         patch.setattr(packed, "_CODEC_FROM", 4)
         patch.setattr(chunks, "_BESIDE_FROM", 25)
         patch.setattr(chunks, "_SHARED_FROM", 15, raising=False)
+        yield
+
+
+@contextmanager
+def sealing_beside(always: bool):
+    """Seal beside the appending whatever is due, or never."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sealing, "_HURRY_S", 0.0 if always else 1e9)
+        patch.setattr(sealing, "_SHORT_RECORDS", 0)
         yield
 
 
@@ -276,7 +286,7 @@ class Pair:
 
     def await_memory(self, tape: onetape.Tape) -> None:
         """Wait until what the other tape appended has reached this one's memory: that takes milliseconds."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while tape._recent is not None and tape._recent.position < self.model.head:
             assert time.monotonic() < until, "it never came"
             time.sleep(0.001)
@@ -354,9 +364,9 @@ class Pair:
 
 
 @settings(max_examples=70)
-@given(st.lists(acts, min_size=3, max_size=14), st.randoms(use_true_random=False))
-def test_any_sequence_of_acts_reads_back_as_a_plain_list(steps, chance):
-    with tempfile.TemporaryDirectory() as folder:
+@given(st.lists(acts, min_size=3, max_size=14), st.booleans(), st.randoms(use_true_random=False))
+def test_any_sequence_of_acts_reads_back_as_a_plain_list(steps, by_thread, chance):
+    with tempfile.TemporaryDirectory() as folder, sealing_beside(by_thread):
         pair = Pair(Path(folder) / "t.db")
         try:
             for name, number, given in steps:
@@ -375,10 +385,13 @@ def test_any_sequence_of_acts_reads_back_as_a_plain_list(steps, chance):
     st.integers(0, 3),
     st.lists(acts, max_size=5),
     st.booleans(),
+    st.booleans(),
     st.randoms(use_true_random=False),
 )
-def test_what_retention_leaves_reads_back_as_the_list_without_what_was_removed(steps, days, later, compact, chance):
-    with tempfile.TemporaryDirectory() as folder:
+def test_what_retention_leaves_reads_back_as_the_list_without_what_was_removed(
+    steps, days, later, compact, by_thread, chance
+):
+    with tempfile.TemporaryDirectory() as folder, sealing_beside(by_thread):
         pair = Pair(Path(folder) / "t.db")
         try:
             for name, number, given in steps:

@@ -31,6 +31,10 @@ _COLUMNS = "id, kind, symbol_id, ts_min, ts_max, seq_min, seq_max, count, encodi
 Allocate = Callable[[int, np.dtype[Any]], Array]
 
 
+#: Rows to be written: made already, or as they are asked for.
+Rows = Iterator[tuple[Any, ...]] | Sequence[tuple[Any, ...]]
+
+
 class Chunk(NamedTuple):
     """A row of table chunk."""
 
@@ -141,7 +145,7 @@ def _row(kind: int, symbol_id: int, seal: int, sealed_ns: int, part: Columns, le
     )
 
 
-def insert(connection: apsw.Connection, made: Iterator[tuple[Any, ...]] | Sequence[tuple[Any, ...]]) -> None:
+def insert(connection: apsw.Connection, made: Rows) -> None:
     """Write rows that rows() made."""
     connection.executemany(_INSERT, made)
 

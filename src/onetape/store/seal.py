@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 import numpy as np
@@ -33,6 +33,21 @@ _GIVEN_BAR = (
 )
 
 
+class Packed(NamedTuple):
+    """Records behind the seal, up to `end`, sorted and packed, or being packed, but not written yet.
+
+    `told`: the span's moments, as moments.encode() gives them. `found` is in the order of positions, `ordered` as
+    by_symbol() gives it, both by kind; `begun`: the rows of their chunks, by kind.
+    """
+
+    end: int
+    level: int
+    told: tuple[int, bytes]
+    found: dict[int, Columns]
+    ordered: dict[int, Columns]
+    begun: list[chunks.Rows]
+
+
 def seal_position(connection: apsw.Connection) -> int:
     """Return the position up to which records are in chunks."""
     return int(connection.execute("SELECT seal FROM state").get)
@@ -47,26 +62,35 @@ def seal(connection: apsw.Connection, at_least: int = 1) -> tuple[int, int]:
     head = int(connection.execute("SELECT max(seq_last) FROM journal").get)
     if head - start < at_least or head == start:
         return start, head
-    rows: list[Any] = []
-    total = 0
+    rows = behind(connection, start, head)
+    fold(connection, decode_many(rows, "journal"), rows[-1][0], spans.SEALED, moments.encode(*block.moments(rows)))
+    clear(connection, rows[-1][0], head)
+    return rows[-1][0], head
+
+
+def behind(connection: apsw.Connection, start: int, head: int) -> list[Any]:
+    """Return the rows (seq_last, count, payload) of the journal behind `start` that one seal covers, oldest first."""
     found = connection.execute(
         "SELECT seq_last, count, payload FROM journal WHERE seq_last > ? ORDER BY seq_last", (start,)
     )
     if head - start <= SEAL_RECORDS_MAX:
-        rows = found.fetchall()
-    else:
-        for row in found:
-            if rows and total + row[1] > SEAL_RECORDS_MAX:
-                break
-            rows.append(row)
-            total += row[1]
-        found.close(True)  # by force: the rest of the rows are for the next call
-    end = rows[-1][0]
-    fold(connection, decode_many(rows, "journal"), end, spans.SEALED, moments.encode(*block.moments(rows)))
+        return found.fetchall()
+    rows: list[Any] = []
+    total = 0
+    for row in found:
+        if rows and total + row[1] > SEAL_RECORDS_MAX:
+            break
+        rows.append(row)
+        total += row[1]
+    found.close(True)  # by force: the rest of the rows are for the next call
+    return rows
+
+
+def clear(connection: apsw.Connection, end: int, head: int) -> None:
+    """Remove the rows of the journal up to `end`, which is sealed; the newest one, at `head`, stays, maybe empty."""
     connection.execute("DELETE FROM journal WHERE seq_last <= ? AND seq_last < ?", (end, head))
     if end == head:
         connection.execute("UPDATE journal SET count = 0, payload = x'' WHERE seq_last = ?", (head,))
-    return end, head
 
 
 def fold(connection: apsw.Connection, found: dict[int, Columns], end: int, level: int, told: tuple[int, bytes]) -> None:
@@ -74,25 +98,35 @@ def fold(connection: apsw.Connection, found: dict[int, Columns], end: int, level
 
     `told`: the span's moments, as moments.encode() gives them.
     """
-    first = seal_position(connection) + 1
+    write(connection, pack(found, end, level, told))
+
+
+def pack(found: dict[int, Columns], end: int, level: int, told: tuple[int, bytes]) -> Packed:
+    """Return records as write() takes them; what chunks they make is packed as it is asked for."""
     at_ns = now_ns()
     ordered = {kind: chunks.by_symbol(columns) for kind, columns in found.items()}
     begun = [chunks.rows(kind, columns, end, at_ns, spans.OWN_FROM[level]) for kind, columns in ordered.items()]
+    return Packed(end, level, told, found, ordered, list(begun))
+
+
+def write(connection: apsw.Connection, packed: Packed, foreseen: Foreseen | None = None) -> None:
+    """Write what pack() returned, and move the seal, inside the caller's transaction."""
+    ordered, begun = packed.ordered, list(packed.begun)
 
     def write_chunks() -> None:
         while begun:
             chunks.insert(connection, begun.pop(0))
 
-    spans.add(connection, end, first, level, *told)
+    spans.add(connection, packed.end, seal_position(connection) + 1, packed.level, *packed.told)
     if KIND_TICK in ordered or KIND_CANCEL in ordered:  # beside the packing of the chunks, unless it needs them
-        _keep_minutes(connection, ordered.get(KIND_TICK), ordered.get(KIND_CANCEL), write_chunks)
+        _keep_minutes(connection, ordered.get(KIND_TICK), ordered.get(KIND_CANCEL), write_chunks, foreseen)
     write_chunks()
     if KIND_TICK in ordered:
         _count(connection, "ticks", ordered[KIND_TICK])
-    if KIND_BAR in found:
-        _keep_given(connection, found[KIND_BAR])
+    if KIND_BAR in ordered:
+        _keep_given(connection, packed.found[KIND_BAR])
         _count(connection, "bars", ordered[KIND_BAR])
-    connection.execute("UPDATE state SET seal = ?", (end,))
+    connection.execute("UPDATE state SET seal = ?", (packed.end,))
 
 
 def _count(connection: apsw.Connection, what: str, columns: Columns) -> None:
@@ -163,10 +197,66 @@ def minutes_of(
     )
 
 
+class Foreseen(NamedTuple):
+    """The MINUTES `made` that ticks change, where the kept ones are `have` and `old`, as minutes.kept() gives them."""
+
+    keys: tuple[Array, Array]
+    have: Array
+    old: Array
+    made: Array
+
+    def holds(self, connection: apsw.Connection) -> bool:
+        """Return whether what is kept is still what it was."""
+        have, old = minutes.kept(connection, *self.keys)
+        return have.tobytes() == self.have.tobytes() and old.tobytes() == self.old.tobytes()
+
+
+class _HistoryNeeded(Exception):
+    """A minute has to be folded from all of its trades."""
+
+
+def foresee(connection: apsw.Connection, packed: Packed) -> Foreseen | None:
+    """Return what write() will make of the kept minutes, if nobody changes them or the seal; None if it takes more.
+
+    It takes more where trades came late into a kept minute or were taken back: their chunks have to be written first.
+    """
+    ticks = packed.ordered.get(KIND_TICK)
+    if ticks is None or KIND_CANCEL in packed.ordered:
+        return None
+    asked: list[tuple[Array, Array, Array, Array]] = []
+
+    def kept(symbols: Array, starts: Array) -> tuple[Array, Array]:
+        have, old = minutes.kept(connection, symbols, starts)
+        asked.append((symbols, starts, have, old))
+        return have, old
+
+    def history(_symbol_id: int, _start_ns: int) -> Columns | None:
+        raise _HistoryNeeded
+
+    found = bars.trades(ticks, ordered=True)
+    symbol_ids = block.distinct(found["symbol"]).tolist()
+    late = bars.late_counts(found, newest_trades(connection, symbol_ids)) if symbol_ids else {}
+    try:
+        made = bars.fold(found, late, kept, history)
+    except _HistoryNeeded:
+        return None
+    if len(asked) != 1:
+        return None
+    symbols, starts, have, old = asked[0]
+    return Foreseen((symbols, starts), have, old, made)
+
+
 def _keep_minutes(
-    connection: apsw.Connection, ticks: Columns | None, taken_back: Columns | None, write_chunks: Callable[[], None]
+    connection: apsw.Connection,
+    ticks: Columns | None,
+    taken_back: Columns | None,
+    write_chunks: Callable[[], None],
+    foreseen: Foreseen | None,
 ) -> None:
-    minutes.write(connection, minutes_of(connection, ticks, taken_back, None, write_chunks))
+    if foreseen is not None and foreseen.holds(connection):
+        minutes.write(connection, foreseen.made)
+    else:
+        minutes.write(connection, minutes_of(connection, ticks, taken_back, None, write_chunks))
     if ticks is None or "price" not in ticks:
         return
     there = ~np.isnan(ticks["price"])

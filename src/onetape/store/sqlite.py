@@ -309,14 +309,21 @@ def move_log(connection: apsw.Connection) -> None:
         connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
 
+def log_is_long(path: Path) -> bool:
+    """Return whether the log has outgrown what is kept of it."""
+    try:
+        return layout.wal_path(path).stat().st_size >= _WAL_BYTES_KEPT
+    except FileNotFoundError:
+        return False
+
+
 def restart_log(connection: apsw.Connection, path: Path, patience_ms: int, busy_timeout_ms: int) -> None:
     """Begin the log anew if it has outgrown what is kept of it.
 
     Readers that overlap, each of them short, keep SQLite from doing that by itself, and the log would grow without
     end: this waits up to `patience_ms` for a moment without one. If there is none, the next seal tries again.
     """
-    wal = layout.wal_path(path)
-    if not wal.exists() or wal.stat().st_size < _WAL_BYTES_KEPT:
+    if not log_is_long(path):
         return
     connection.set_busy_handler(patience(patience_ms))
     try:

@@ -129,7 +129,7 @@ class Appends(Sealing, Follows):
                 raise self._failed(error, "append to") from error
             self._appended = seq = self._last_rowid()
             if seq - self._tail_from >= layout.SEAL_RECORDS:
-                self._seal()
+                self._seal_due()
         if (recent := self._recent) is not None:
             recent.push(tick, seq)
         if self._followed:

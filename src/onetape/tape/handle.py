@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,18 @@ _open_tapes: weakref.WeakSet[Handle] = weakref.WeakSet()
 _open_lock = threading.Lock()
 
 
+#: How long a fork waits for a seal beside the appending, s: usually some milliseconds.
+_FORK_PATIENCE_S = 1.0
+
+
+def _before_fork() -> None:
+    """Let seals be through: what SQLite has locked in a thread would stay locked in the new process for ever."""
+    for tape in list(_open_tapes):
+        sealer = tape._sealer
+        if sealer is not None and sealer is not threading.current_thread():
+            sealer.join(_FORK_PATIENCE_S)
+
+
 def _after_fork() -> None:
     global _open_lock
     _open_lock = threading.Lock()  # another thread of the parent may have held it
@@ -44,7 +57,7 @@ def _after_fork() -> None:
             writer.forked()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 def _at_exit() -> None:
@@ -110,7 +123,12 @@ class Handle:
         #: Of continuous futures, by name and version, when they roll: see tape/schedules.py.
         self._schedules: dict[tuple[str, int], Any] = {}
         self._tail_from = self._sealed_to = 0
+        #: Who seals beside the appending, and whether the last one failed, so that the appender does it.
+        self._sealer: threading.Thread | None = None
+        self._seal_alone = False
+        self._sealed_at = time.monotonic()
         self._compactor: threading.Thread | None = None
+        self._compactor_lock = threading.Lock()
         self._damaged: set[int] = set()
         self._checkpointer: threading.Thread | None = None
         self._appended = 0
@@ -219,6 +237,8 @@ class Handle:
             return
         for writer in list(self._writers):
             writer.close()
+        if (sealer := self._sealer) is not None and sealer is not threading.current_thread():
+            sealer.join(30)  # a process that appends once and ends is to leave no long journal behind
         self._closed, self._writable = True, False
         for subscription in list(self._subscriptions):
             subscription.close()
@@ -234,7 +254,8 @@ class Handle:
             self._keeper.join(5)
         if self._recent is not None:
             self._recent.close()
-        for thread in (self._compactor, self._checkpointer):
+        for name in ("_sealer", "_compactor", "_checkpointer"):  # in this order: a seal may begin a merge
+            thread = getattr(self, name)
             if thread is not None and thread is not threading.current_thread():
                 thread.join(30)
         with self._write_lock, self._readers_lock:

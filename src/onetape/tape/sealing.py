@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,12 +14,19 @@ import msgspec
 from onetape.clock import now_ns
 from onetape.errors import ChunkCorrupt, OnetapeError
 from onetape.record import SeqRange
-from onetape.store import layout, lifecycle, minutes, seal, spans, sqlite
+from onetape.store import beside, layout, lifecycle, minutes, seal, spans, sqlite
 from onetape.tape.handle import log
 from onetape.tape.upkeep import Upkeep
 
 #: How long a seal waits for a moment without readers to begin an overgrown log anew.
 _LOG_PATIENCE_MS = 50
+#: An appender that fills the journal faster than this, s, seals it itself: it is in a hurry to be through, not to be
+#: heard at once, and a thread beside it cost it a tenth of its speed.
+_HURRY_S = 0.5
+#: Records up to which the appender seals itself: it takes some milliseconds, and a thread would be in the way as long.
+_SHORT_RECORDS = 2 * layout.SEAL_RECORDS
+#: Times the limits of the journal's tail at which the appender seals it itself: nobody beside it does, or fast enough.
+_ALONE_FROM = 4
 #: Symbols' days of bars packed in one transaction: some milliseconds.
 _DAYS_A_STEP = 4
 #: Records in sealed spans from which they are merged in a thread of their own: the appender would wait 30 ms and more.
@@ -50,7 +59,7 @@ class Sealing(Upkeep):
             self._tail_from += done.stored - 1
         tail = done.last - self._sealed_to
         if done.last - self._tail_from >= layout.SEAL_RECORDS or tail >= layout.SEAL_RECORDS_TAIL:
-            self._seal()
+            self._seal_due()
 
     def _went_to_chunks(self, done: SeqRange) -> bool:
         """Return whether a long append is sealed already: what writers gather, and short runs of kinds, are not."""
@@ -59,6 +68,96 @@ class Sealing(Upkeep):
         except apsw.Error:  # it is stored, whatever this tells: sealing it is tried then
             return False
 
+    def _seal_due(self) -> None:
+        """Have the journal's tail sealed beside the appending; or seal it, where that fails, falls behind or holds up.
+
+        The caller holds the write lock.
+        """
+        rows, records = self._appended - self._tail_from, self._appended - self._sealed_to
+        if (
+            self._seal_alone
+            or rows >= _ALONE_FROM * layout.SEAL_RECORDS
+            or records >= _ALONE_FROM * layout.SEAL_RECORDS_TAIL
+        ):
+            self._seal()
+        elif self._sealer is not None:
+            return
+        elif records < _SHORT_RECORDS or time.monotonic() - self._sealed_at < _HURRY_S:
+            self._seal()
+        else:
+            sealer = threading.Thread(target=self._seal_beside, name="onetape-sealer", daemon=True)
+            self._sealer = sealer
+            try:
+                sealer.start()
+            except RuntimeError:  # no more threads, or Python is ending
+                self._sealer = None
+                self._seal()
+
+    def _seal_beside(self) -> None:
+        """Seal the journal's tail while appending goes on; where that fails, the next append does it."""
+        try:
+            with self._reading() as reader:
+                ready = beside.prepare(reader, layout.SEAL_RECORDS)
+                if ready is not None and self._put(ready):
+                    self._catalog.refresh(reader)
+                    if self._prune_is_due(reader) or self._merge_is_due(reader) or sqlite.log_is_long(self.path):
+                        self._tidy_beside()
+        except Exception as error:  # noqa: BLE001  (the appender tries it itself, and tells what is wrong)
+            self._seal_alone = True
+            if not self._closed:
+                log.warning("sealing %s beside the appending failed: %s", self.path, error)
+        finally:
+            self._sealer = None
+
+    def _tidy_beside(self) -> None:
+        connection = self._connect("rw")
+        try:
+            self._prune_when_due(connection)
+            self._merge_when_due(connection)
+            sqlite.restart_log(connection, self.path, _LOG_PATIENCE_MS, self._busy_timeout_ms)
+        finally:
+            connection.close()
+
+    def _put(self, ready: beside.Ready) -> bool:
+        """Put a span that was made ready in its place; return whether it was still to be sealed.
+
+        Appends of this process wait for the transaction alone, not for those of other processes.
+        """
+        deadline = time.monotonic() + self._busy_timeout_ms / 1000
+        while True:
+            try:
+                with self._write_lock, self._impatient(self._writing()) as connection:
+                    return self._put_now(connection, ready)
+            except apsw.BusyError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(random.uniform(0.0002, 0.002))
+
+    @contextmanager
+    def _impatient(self, connection: apsw.Connection) -> Iterator[apsw.Connection]:
+        """Let a connection neither wait for others nor move the log into the file: appenders wait for it."""
+        connection.set_busy_timeout(0)
+        connection.wal_autocheckpoint(0)
+        try:
+            yield connection
+        finally:
+            connection.wal_autocheckpoint(sqlite.CHECKPOINT_PAGES)
+            connection.set_busy_handler(sqlite.patience(self._busy_timeout_ms))
+
+    def _put_now(self, connection: apsw.Connection, ready: beside.Ready) -> bool:
+        with self._transaction(connection):
+            done = beside.put(connection, ready)
+            sealed = seal.seal_position(connection)
+        self._sealed_to = sealed
+        if done is None:  # somebody else was faster
+            self._tail_from = max(self._tail_from, sealed)
+            return False
+        head, left = done
+        self._tail_from = head - left
+        self._sealed_at = time.monotonic()
+        self._seal_error = None
+        return True
+
     def _seal(self) -> None:
         """Seal the journal's tail. The caller holds the write lock; the records are durable whatever happens here."""
         connection = self._writing()
@@ -66,7 +165,8 @@ class Sealing(Upkeep):
             with self._transaction(connection):
                 sealed, head = seal.seal(connection, layout.SEAL_RECORDS)
             self._tail_from = self._sealed_to = sealed
-            self._seal_error = None
+            self._sealed_at = time.monotonic()
+            self._seal_error, self._seal_alone = None, False
             self._catalog.refresh(connection)  # so that single appends heed changed names at last
             if head - sealed < layout.SEAL_RECORDS:
                 self._prune_when_due(connection)
@@ -108,12 +208,18 @@ class Sealing(Upkeep):
         except (apsw.Error, OnetapeError) as error:
             log.warning("moving the log of %s into it failed: %s", self.path, error)  # a later commit does it
 
+    def _to_merge(self, connection: apsw.Connection) -> list[spans.Span]:
+        return spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS, self._damaged)
+
+    def _merge_is_due(self, connection: apsw.Connection) -> bool:
+        return bool(self._to_merge(connection) or spans.due(connection, spans.COMPACT, _COMPACT_RECORDS))
+
     def _merge_when_due(self, connection: apsw.Connection) -> None:
         """Merge spans that are due: few records at once, many beside the appending. The caller holds the write lock.
 
         Where the thread is too slow for what is appended, or cannot, the appender merges itself, and so waits.
         """
-        found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS, self._damaged)
+        found = self._to_merge(connection)
         if found:
             records = sum(span.positions for span in found)
             behind = records >= 3 * spans.MERGE_RECORDS // 2 or len(found) >= 2 * spans.MERGE_SPANS
@@ -121,8 +227,11 @@ class Sealing(Upkeep):
                 self._merge(connection, found)
                 found = []
         if self._compactor is None and (found or spans.due(connection, spans.COMPACT, _COMPACT_RECORDS)):
-            self._compactor = threading.Thread(target=self._compact_beside, name="onetape-compactor", daemon=True)
-            self._compactor.start()
+            with self._compactor_lock:
+                if self._compactor is None and not self._closed:
+                    compactor = threading.Thread(target=self._compact_beside, name="onetape-compactor", daemon=True)
+                    self._compactor = compactor
+                    compactor.start()
 
     def _merge(self, connection: apsw.Connection, found: list[spans.Span]) -> None:
         try:
@@ -138,7 +247,7 @@ class Sealing(Upkeep):
         try:
             connection = self._connect("rw")
             try:
-                found = spans.due(connection, spans.MERGED, spans.MERGE_RECORDS, spans.MERGE_SPANS, self._damaged)
+                found = self._to_merge(connection)
                 if found and not self._closed:
                     self._merge(connection, found)
                 self._compact(connection, _COMPACT_RECORDS)

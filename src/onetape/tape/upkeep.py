@@ -91,13 +91,15 @@ class Upkeep(Handle):
             None if bar_days is None else lifecycle.cutoff_ns(at_ns, bar_days),
         )
 
-    def _prune_when_due(self, connection: apsw.Connection) -> None:
+    def _prune_is_due(self, connection: apsw.Connection) -> bool:
         if self._retention_days is None and self._bar_retention_days is None:
+            return False
+        return now_ns() - int(connection.execute("SELECT last_prune_ns FROM state").get) >= _PRUNE_EVERY_NS
+
+    def _prune_when_due(self, connection: apsw.Connection) -> None:
+        if not self._prune_is_due(connection):
             return
         now = now_ns()
-        last = int(connection.execute("SELECT last_prune_ns FROM state").get)
-        if now - last < _PRUNE_EVERY_NS:
-            return
         ticks_before, bars_before = self._cutoffs(now, None, None)
         for _ in range(_PRUNE_STEPS):
             with self._transaction(connection):
