@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
 import msgspec
 
+from onetape import minhos_row
 from onetape.clock import Time, to_ns
-from onetape.errors import ConfigInvalid
+from onetape.errors import ConfigInvalid, CursorConflict, TapeBusy, TapeFull, TapeReadOnly
 from onetape.exporting import OnProgress, keep_off, known, minhos_rows, target
 from onetape.progress import ProgressMeter
 from onetape.record import OWN_SYMBOLS, TS_MAX_NS, Tick
@@ -47,7 +49,8 @@ _MINUTE = "INSERT INTO market_data_1min VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 class MinhosExported(msgspec.Struct, frozen=True, kw_only=True):
     """What was written. `head`: the position of the tape it shows.
 
-    `bars_left_out`: second bars of a minute, and any before 1973.
+    `bars_left_out`: second bars of a minute, and any before 1973. `known`: the tape knows the rows of the file for its
+    own, so that importing it later takes only what was added to it; not where the tape cannot be written.
     """
 
     to: str
@@ -56,6 +59,7 @@ class MinhosExported(msgspec.Struct, frozen=True, kw_only=True):
     ticks: int
     minutes: int
     bars_left_out: int
+    known: bool
     bytes: int
     seconds: float
 
@@ -76,7 +80,8 @@ def export_minhos(
     name), then canonical. A tick that is only a quote has as close the last trade before it in what is written, or,
     before the first, the middle of its quote: the old table has no row without one. What a column cannot hold is under
     "onetape" in `metadata`, and the import of the file takes it from there. A minute has the tape's own bar, else the
-    first source's by name.
+    first source's by name. The tape is told the identity of the ticks' rows (see onetape.minhos_row), if it can be
+    written: an import of the file onto it takes what the old system added since, and nothing twice.
 
     Raises ConfigInvalid for a target that is there (unless `replace`) and for what cannot be asked, ExportFailed for
     one that cannot be written (nothing of it is left), ChunkCorrupt.
@@ -95,6 +100,8 @@ def export_minhos(
             job = _Job(temporary, on_progress)
             try:
                 job.write(moment, asked, span)
+                # Before the file is in its place: a kill between the two leaves a word on rows that are nowhere else.
+                told = _tell(tape, job.marks())
             finally:
                 job.close()
             size = temporary.stat().st_size
@@ -106,9 +113,22 @@ def export_minhos(
             ticks=job.ticks,
             minutes=job.minutes,
             bars_left_out=job.left_out,
+            known=told,
             bytes=size,
             seconds=time.monotonic() - began_s,
         )
+
+
+def _tell(tape: Tape, marks: Iterable[str]) -> bool:
+    """Tell the tape which rows are its own, as an import of them would."""
+    try:
+        for mark in marks:
+            if tape.cursor(mark) is None:
+                with contextlib.suppress(CursorConflict):  # another export of the same did it meanwhile
+                    tape.append([], cursor=(mark, None, "exported"))
+    except (TapeReadOnly, TapeBusy, TapeFull):
+        return False
+    return True
 
 
 def _refuse_logs(path: Path) -> None:
@@ -152,6 +172,14 @@ class _Job:
                     self.symbols.add(symbol)
         self._run("COMMIT")
 
+    def marks(self) -> Iterator[str]:
+        """Yield the identity of the last row of each window, as they are read from the file."""
+        names = ", ".join(minhos_row.TELLING)
+        for at in range(minhos_row.WINDOW, self.ticks + minhos_row.WINDOW, minhos_row.WINDOW):
+            row_id = min(at, self.ticks)
+            for row in self._run(f"SELECT {names} FROM market_data WHERE id = {row_id}"):
+                yield minhos_row.mark(row_id, dict(zip(minhos_row.TELLING, row, strict=True)))
+
     def _piece(self, rows: minhos_rows.TickRows, table: Any) -> None:
         for at in range(0, table.num_rows, _ROWS):
             some = table.slice(at, _ROWS)
@@ -162,14 +190,15 @@ class _Job:
             if self._on_progress is not None:
                 self._on_progress(self._meter.update(self.ticks, max(self._total, self.ticks)))
 
-    def _run(self, *statements: str) -> None:
+    def _run(self, *statements: str) -> list[Any]:
         assert self._connection is not None
+        found: list[Any] = []
         try:
             for statement in statements:
-                for _ in self._connection.execute(statement):
-                    pass
+                found = self._connection.execute(statement).fetchall()
         except apsw.Error as error:
             raise _as_os(error) from error
+        return found
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         assert self._connection is not None

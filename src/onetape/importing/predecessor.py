@@ -7,7 +7,6 @@ gives the tape what the tape does not have, and nothing twice.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import apsw
 from onetape.errors import ImportInvalid
 from onetape.importing import predecessor_rows, times
 from onetape.importing.format import Batch, Format, Options, Part, Tell
+from onetape.minhos_row import WINDOW, mark
 from onetape.store.layout import APPLICATION_ID
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 _MAGIC = b"SQLite format 3\0"
-#: Rows of one batch, by their ids: (k * WINDOW, (k + 1) * WINDOW]. Part of the identity of what was imported.
-WINDOW = 8192
-#: What tells a row from any other; columns that were added later must not make old rows new ones.
-_TELLING = ("symbol", "timestamp", "close", "created_at")
 _HINTS: dict[type[Exception], str] = {
     apsw.NotADBError: "it is no SQLite database",
     apsw.CorruptError: "the database is damaged: sqlite3's .recover saves what can be saved; import its result",
@@ -168,8 +164,7 @@ class _Ticks(_Table):
         return ""
 
     def _mark(self, row: dict[str, Any]) -> str:
-        content = (row[""], *(row.get(name) for name in _TELLING))
-        return f"minhos:market_data:{hashlib.sha256(repr(content).encode()).hexdigest()}"
+        return mark(row[""], row)
 
 
 class _Minutes(_Table):
