@@ -148,7 +148,7 @@ class MarketDataStore:
             "symbols": len(known),
             "memory_records": sum(min(info.ticks, self.config.max_memory_records) for info in known),
             "subscribers": self._feed.queues,
-            "total_records": sum(info.ticks for info in known) if stats is None else stats.ticks,
+            "total_records": sum(info.ticks for info in known),
             "total_symbols": len(known),
             "db_size_mb": 0.0 if stats is None else round((stats.file_bytes + stats.wal_bytes) / 2**20, 2),
         }

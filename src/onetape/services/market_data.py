@@ -193,14 +193,13 @@ class MarketDataService:
         return sorted(name for name in self.tape.symbol_names() if not name.startswith(OWN_SYMBOLS))
 
     def _stats(self) -> dict[str, Any]:
-        tape = self.tape.tape
-        stats = None if tape is None else tape.stats()
+        known = [info for info in self.tape.symbols() if not info.symbol.startswith(OWN_SYMBOLS)]
         return {
             "clients": len(self._clients),
             "messages_sent": self.sent,
             "conflated": self.conflated,
-            "total_symbols": len(self._symbols()),
-            "total_records": None if stats is None else stats.ticks,
+            "total_symbols": sum(info.ticks > 0 for info in known),
+            "total_records": sum(info.ticks for info in known),
             "store": plain(self.tape.status),
         }
 

@@ -407,3 +407,21 @@ def test_a_damaged_row_is_named_and_no_error_of_another_kind(state):
     state._file._ask("UPDATE position SET content = '{'")
     with pytest.raises(StateUnusable, match="damaged"):
         state.positions()
+
+
+def test_a_forked_process_has_the_file_for_itself_and_no_subscribers(state):
+    heard = []
+    state.subscribe(heard.append)
+    state.fill("parent", "A", 1, 100)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            state.fill("child", "A", 1, 100)
+            code = 0 if state.position("A").quantity == 2 and not state.status()["subscribers"] else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    state.fill("again", "A", 1, 100)
+    assert state.position("A").quantity == 3
+    until(lambda: [event.content["fill"]["fill_id"] for event in heard] == ["parent", "child", "again"])

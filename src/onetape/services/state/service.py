@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -65,7 +66,8 @@ class ProfitLoss(msgspec.Struct, frozen=True, kw_only=True):
 class StateService:
     """Keeps the state in a file of its own; prices are the tape's. Any thread may call, any process have one as well.
 
-    The file is opened by the first use or by start(). day_starts: when a trading day begins, "HH:MM Zone".
+    The file is opened by the first use or by start(), and again by a forked process, which has no subscribers.
+    day_starts: when a trading day begins, "HH:MM Zone".
     Raises ConfigInvalid, and StateUnusable where the file cannot be used; the tape being away raises nothing.
     """
 
@@ -88,6 +90,8 @@ class StateService:
         self._stopping, self._changed = threading.Event(), threading.Event()
         self._told = 0
         self._trouble: str | None = None
+        self._pid = os.getpid()
+        self._inherited: list[StateFile | None] = []
 
     async def start(self) -> None:
         """Open the file. Raises StateUnusable."""
@@ -325,6 +329,10 @@ class StateService:
 
     @property
     def _file(self) -> StateFile:
+        if self._pid != os.getpid():  # forked: another process's connection must not be used, and not be closed
+            self._inherited.append(self._kept)
+            self._pid, self._kept, self._lock = os.getpid(), None, threading.RLock()
+            self._subscribers, self._thread, self._changed = [], None, threading.Event()
         with self._lock:
             if self._kept is None:
                 self._kept = StateFile(self._path)
