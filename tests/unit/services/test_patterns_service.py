@@ -414,3 +414,9 @@ def test_what_could_not_be_judged_of_a_symbol_is_judged_once_it_can(
     back = Until(tape)(lambda s: s.recent(symbol="ES"))
     assert [d.ts_ns for d in back.recent(symbol="ES")] == [START_NS + 30 * MINUTE_NS]
     assert back.status()["trouble"] is None
+
+
+def test_a_tick_of_a_wrong_year_does_not_make_the_first_look_long(tape: Tape) -> None:
+    tape.append(Tick("AA", START_NS - 30 * 365 * 86_400 * 10**9, 5.0))
+    tape.append([Tick("AA", START_NS, 5.0), *broken_out()])
+    Until(tape, intervals=["1s", "1min"])(lambda s: s.recent(symbol="ES") and len(s.status()["behind"]) == 2, 20)

@@ -425,3 +425,50 @@ def test_a_forked_process_has_the_file_for_itself_and_no_subscribers(state):
     state.fill("again", "A", 1, 100)
     assert state.position("A").quantity == 3
     until(lambda: [event.content["fill"]["fill_id"] for event in heard] == ["parent", "child", "again"])
+
+
+def test_a_file_that_is_moved_away_takes_no_change_and_goes_on_once_it_is_back(state, tmp_path):
+    state.fill("1", "A", 1, 100)
+    path = tmp_path / "t.db.state"
+    path.rename(tmp_path / "away")
+    with pytest.raises(StateUnusable, match="removed or replaced"):
+        state.fill("2", "A", 1, 100)
+    path.write_bytes(b"")
+    with pytest.raises(StateUnusable, match="removed or replaced"):
+        state.set_system(trading_enabled=True)
+    (tmp_path / "away").rename(path)
+    assert state.fill("2", "A", 1, 100)[0].quantity == 2
+
+
+def test_a_full_disk_takes_nothing_of_a_fill_and_then_goes_on(tmp_path):
+    code = """
+import resource, signal, sys
+from onetape import StateUnusable
+from onetape.services.state import StateService
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+state = StateService(None, sys.argv[1])
+for number in range(20):
+    state.fill(str(number), "A", 1, 100)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+taken, refused = 20, 0
+while refused < 3:
+    try:
+        state.fill(str(taken), "A", 1, 100)
+        taken += 1
+    except StateUnusable as error:
+        assert "nothing of this change is stored" in str(error)
+        refused += 1
+assert state.position("A").quantity == taken
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+state.fill(str(taken), "A", 1, 100)
+print(taken + 1, state.position("A").quantity, len(state.fills(10_000)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    count, held, fills = (int(part) for part in done.stdout.split())
+    assert count == held == fills > 20
+    again = StateService(None, tmp_path / "s")
+    assert again.position("A").quantity == count
+    again.close()

@@ -34,8 +34,9 @@ _LOOK_S, _RETRY_S = 0.5, 1.0
 _PACE_S = 0.1
 #: Detections kept in memory for when the tape is away.
 _NEWEST_MAX = 1000
-#: Bars of a symbol judged at once when all of a tape is looked at: some 100 ms.
-_BARS_AT_ONCE = 20_000
+#: Bars of a symbol judged at once where much is looked back at; and parts of it at the most, since one tick of a wrong
+#: year makes a span of decades in which nothing is.
+_BARS_AT_ONCE, _PARTS_MAX = 20_000, 64
 
 
 class PatternService:
@@ -252,13 +253,13 @@ class PatternService:
         head, earlier = tape.head, learned.earlier(job)
         if history_ns is not None and earlier is not None:
             head = min(head, earlier)  # others of this interval were looked at to there: nothing behind it is left out
-        step = _BARS_AT_ONCE * interval_ns(job.interval)
         for info in tape.symbols():
             asked = self._symbols is None or info.symbol in self._symbols
             if not asked or not fits(info.symbol) or info.ts_last_ns is None:
                 continue
             earliest, last_ns = info.ts_first_ns or 0, info.ts_last_ns
             first_ns = earliest if history_ns is None else max(earliest, last_ns - history_ns)
+            step = max(_BARS_AT_ONCE * interval_ns(job.interval), (last_ns - first_ns) // _PARTS_MAX)
             while first_ns <= last_ns and not self._stopping.is_set():
                 self._judge(tape, learned, info.symbol, job, first_ns, min(last_ns, first_ns + step))
                 first_ns += step + 1

@@ -57,12 +57,14 @@ class StateFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._lock = threading.RLock()
+        self._opened: tuple[int, int] | None = None
         until_s = time.monotonic() + _OPEN_S
         while True:
             try:
                 with self._mapped("open"):
                     self._connection = apsw.Connection(str(self.path))
                     self._prepare()
+                    self._opened = _which(self.path)
                 return
             except BaseException as error:
                 if hasattr(self, "_connection"):
@@ -221,6 +223,12 @@ class StateFile:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         with self._lock, self._mapped("write"):
+            if self._opened is not None and _which(self.path) != self._opened:
+                # SQLite would go on in the file that has no name any more, and all of it would be gone at the end.
+                raise StateUnusable(
+                    f"{self.path} was removed or replaced while it was in use; nothing of this change is stored",
+                    hint="put it back where it was; or restart, to go on with what is there now",
+                )
             self._connection.execute("BEGIN IMMEDIATE").fetchall()
             try:
                 yield
@@ -237,6 +245,15 @@ class StateFile:
         except (apsw.Error, OSError) as error:
             hint = "check the disk and the rights; nothing of this change is stored"
             raise StateUnusable(f"cannot {act} {self.path}: {error}", hint=hint) from error
+
+
+def _which(path: Path) -> tuple[int, int] | None:
+    """Return what tells the file at a path from any other; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _decoded(path: Path, text: str, what: type[Kept]) -> Kept:
