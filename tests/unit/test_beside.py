@@ -213,6 +213,17 @@ def test_a_steady_appender_is_sealed_by_a_thread(tmp_path: Path, calm: None) -> 
     assert care.doctor(tmp_path / "t.db").healthy
 
 
+def test_the_log_begins_anew_so_that_no_append_has_to_move_it(tmp_path: Path, calm: None) -> None:
+    with onetape.open(tmp_path / "t.db", retention_days=None) as tape:
+        append_each(tape, trades(20))
+        await_seal(tape)
+        tape.append(trades(1, 20)[0])
+        raw = apsw.Connection(str(tape.path))
+        frames, _ = raw.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        raw.close()
+        assert frames < 10
+
+
 def test_an_appender_in_a_hurry_seals_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SEAL_RECORDS", 20)
     monkeypatch.setattr(sealing, "_SHORT_RECORDS", 0)

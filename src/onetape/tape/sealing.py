@@ -100,8 +100,7 @@ class Sealing(Upkeep):
                 ready = beside.prepare(reader, layout.SEAL_RECORDS)
                 if ready is not None and self._put(ready):
                     self._catalog.refresh(reader)
-                    if self._prune_is_due(reader) or self._merge_is_due(reader) or sqlite.log_is_long(self.path):
-                        self._tidy_beside()
+                    self._tidy_beside()
         except Exception as error:  # noqa: BLE001  (the appender tries it itself, and tells what is wrong)
             self._seal_alone = True
             if not self._closed:
@@ -110,10 +109,18 @@ class Sealing(Upkeep):
             self._sealer = None
 
     def _tidy_beside(self) -> None:
+        """Do what comes after a seal, and move the log into the file: the next appends would wait 20 ms for that.
+
+        Most of the log is moved while appending goes on; what came meanwhile, while it does not: so it begins anew.
+        """
         connection = self._connect("rw")
         try:
+            connection.wal_autocheckpoint(0)
             self._prune_when_due(connection)
             self._merge_when_due(connection)
+            sqlite.move_log(connection)
+            with self._write_lock:
+                sqlite.move_log(connection)
             sqlite.restart_log(connection, self.path, _LOG_PATIENCE_MS, self._busy_timeout_ms)
         finally:
             connection.close()
