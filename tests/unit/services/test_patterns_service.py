@@ -420,3 +420,10 @@ def test_a_tick_of_a_wrong_year_does_not_make_the_first_look_long(tape: Tape) ->
     tape.append(Tick("AA", START_NS - 30 * 365 * 86_400 * 10**9, 5.0))
     tape.append([Tick("AA", START_NS, 5.0), *broken_out()])
     Until(tape, intervals=["1s", "1min"])(lambda s: s.recent(symbol="ES") and len(s.status()["behind"]) == 2, 20)
+
+
+def test_a_symbol_may_be_asked_for_by_its_alias(tape: Tape) -> None:
+    tape.append(broken_out(symbol="ESZ6"))
+    tape.alias("ES", "ESZ6")
+    service = Until(tape, symbols=["ES"])(lambda s: s.recent())
+    assert [d.symbol for d in service.recent(symbol="ES")] == ["ESZ6"]

@@ -143,7 +143,7 @@ class PatternService:
             if tape is None:
                 found = [d for d in list(self._newest) if symbol is None or d.symbol == symbol]
             else:
-                names = [PREFIX + symbol] if symbol is not None else _names(tape)
+                names = [PREFIX + (tape.symbol_of(symbol) or symbol)] if symbol is not None else _names(tape)
                 for name in names:
                     found += [Detection.from_tick(tick) for tick in tape.recent(name, limit) if is_one(tick)]
         except OnetapeError:
@@ -253,9 +253,11 @@ class PatternService:
         head, earlier = tape.head, learned.earlier(job)
         if history_ns is not None and earlier is not None:
             head = min(head, earlier)  # others of this interval were looked at to there: nothing behind it is left out
+        asked = None if self._symbols is None else {tape.symbol_of(name) or name for name in self._symbols}
         for info in tape.symbols():
-            asked = self._symbols is None or info.symbol in self._symbols
-            if not asked or not fits(info.symbol) or info.ts_last_ns is None:
+            if asked is not None and info.symbol not in asked:
+                continue
+            if not fits(info.symbol) or info.ts_last_ns is None:
                 continue
             earliest, last_ns = info.ts_first_ns or 0, info.ts_last_ns
             first_ns = earliest if history_ns is None else max(earliest, last_ns - history_ns)
