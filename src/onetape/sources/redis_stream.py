@@ -29,7 +29,7 @@ from onetape.migrate.wire.endpoint import Endpoint, ReplyError, is_lost
 from onetape.sources.file_reading import log
 from onetape.sources.placed import Placed
 from onetape.sources.source import Delivery, Reconnecting
-from onetape.sources.stream_track import Track, id_ns
+from onetape.sources.stream_track import Gone, Track, id_ns
 
 #: Read at once, at most: entries of one stream, entries of all, and about so many bytes.
 _PAGE, _ENTRIES_MAX, _BYTES_MAX = 2_000, 20_000, 32 << 20
@@ -106,15 +106,19 @@ class RedisStreamSource(Reconnecting):
     def _reading(self, endpoint: Endpoint) -> Iterator[Delivery]:
         known = list(self._tracks.values())
         self._gapped.clear()
-        yield from self._resumed(endpoint, known)
+        for track in known:
+            track.begin()
+        yield from self._went_back(endpoint, known)
         yield from self._found(endpoint)
         self._backoff.reset()
         self._tell(state="live")
         looked, back_ns = time.monotonic(), self._live_ns
         while not self.stopped:
-            pages = self._read(endpoint)
+            behind = [track for track in self._tracks.values() if not track.caught_up]
+            yield from self._catch_up(endpoint, behind)
+            pages = self._read(endpoint, 0 if behind else _BLOCK_MS)
             yield from self._pages(endpoint, pages)
-            if not pages:
+            if not pages and not behind:
                 if back_ns is not None:  # all is read that came while the connection was away
                     whole = [one.symbol for one in known if one.symbol and one.key not in self._gapped]
                     yield Delivery(covers=[(symbol, back_ns, self._clock()) for symbol in whole])
@@ -122,27 +126,64 @@ class RedisStreamSource(Reconnecting):
                 self._live_ns = self._clock()
                 yield Delivery()
             if time.monotonic() - looked > self._options.rescan_s:
-                yield from self._resumed(endpoint, list(self._tracks.values()), only_back=True)
+                yield from self._went_back(endpoint, list(self._tracks.values()))
                 yield from self._found(endpoint)
                 looked = time.monotonic()
 
-    def _read(self, endpoint: Endpoint) -> list[Any]:
-        if not self._tracks:
-            self._wait(_BLOCK_MS / 1000)
+    def _catch_up(self, endpoint: Endpoint, tracks: Sequence[Track]) -> Iterator[Delivery]:
+        """Read on in streams that were not read to their end yet: each with what its server says in the same moment."""
+        count = self._page(len(tracks))
+        commands: list[tuple[Any, ...]] = []
+        for track in tracks:
+            read = ("XREAD", "COUNT", count, "STREAMS", track.key, track.at or "0-0")
+            commands += [("MULTI",), ("XINFO", "STREAM", track.key), read, ("EXEC",)]
+        replies = endpoint.pipeline(commands)
+        for place, track in enumerate(tracks):
+            _, *direct, both = replies[4 * place : 4 * place + 4]
+            info, reply = direct if isinstance(both, ReplyError) else both  # a user without MULTI reads one by one
+            if isinstance(info, ReplyError) or isinstance(reply, ReplyError):
+                self._unreadable(endpoint, track, info if isinstance(info, ReplyError) else reply)
+                continue
+            before, entries = track.at, reply[0][1] if reply else []
+            gone = track.catch_up(info, entries)
+            if entries:
+                self._note_size(entries)
+                yield from self._delivered(track, entries, before)
+            yield from self._gone(track, gone)
+
+    def _unreadable(self, endpoint: Endpoint, track: Track, error: ReplyError) -> None:
+        if "no such key" in error.message:
+            track.absent()
+        elif error.code == "WRONGTYPE":
+            self._leave_foreign(endpoint)
+        else:
+            raise EndpointError(f"{endpoint.address}: {track.key!r}: {error.message}", code=error.code)
+
+    def _page(self, streams: int) -> int:
+        """How many entries of each of so many streams are read at once."""
+        most = min(_ENTRIES_MAX, _BYTES_MAX // self._entry_bytes) // max(1, streams)
+        return max(1, min(_PAGE, most))
+
+    def _note_size(self, entries: Sequence[Any]) -> None:
+        self._entry_bytes = max(1, sum(map(len, entries[-1][1] or ())))
+
+    def _read(self, endpoint: Endpoint, block_ms: int) -> list[Any]:
+        tracks = [track for track in self._tracks.values() if track.caught_up]
+        if not tracks:
+            self._wait(block_ms / 1000)
             return []
-        tracks = list(self._tracks.values())
         ids = [track.at or "0-0" for track in tracks]
         keys = [track.key for track in tracks]
-        count = max(1, min(_PAGE, _ENTRIES_MAX // len(tracks), _BYTES_MAX // self._entry_bytes // len(tracks)))
+        block = ("BLOCK", block_ms) if block_ms else ()
         try:
-            reply = endpoint.call("XREAD", "COUNT", count, "BLOCK", _BLOCK_MS, "STREAMS", *keys, *ids)
+            reply = endpoint.call("XREAD", "COUNT", self._page(len(tracks)), *block, "STREAMS", *keys, *ids)
         except EndpointError as error:
             if error.facts.get("code") != "WRONGTYPE":
                 raise
             self._leave_foreign(endpoint)
             return []
         if reply:
-            self._entry_bytes = max(1, *(sum(map(len, entries[-1][1] or ())) for _key, entries in reply))
+            self._note_size(max((entries for _key, entries in reply), key=lambda one: sum(map(len, one[-1][1] or ()))))
         return reply or []
 
     def _leave_foreign(self, endpoint: Endpoint) -> None:
@@ -171,10 +212,14 @@ class RedisStreamSource(Reconnecting):
         infos = endpoint.pipeline([("XINFO", "STREAM", key) for key, _entries in pages])
         for (key, _entries), info in zip(pages, infos, strict=True):
             track = self._tracks[key]
-            for gone, span in [] if isinstance(info, ReplyError) else track.settle(info):
-                self._count(dropped=gone)
-                self._tell_gap(track, span, f"{gone or 'some'} entries were trimmed away before they were read")
-                yield Delivery(missing=[(track.symbol, *span)] if track.symbol else ())
+            if not isinstance(info, ReplyError):
+                yield from self._gone(track, track.settle(info))
+
+    def _gone(self, track: Track, found: Sequence[Gone]) -> Iterator[Delivery]:
+        for gone, span in found:
+            self._count(dropped=gone)
+            self._tell_gap(track, span, f"{gone or 'some'} entries were trimmed away before they were read")
+            yield Delivery(missing=[(track.symbol, *span)] if track.symbol else ())
 
     def _delivered(self, track: Track, entries: Sequence[Any], before: str | None) -> Iterator[Delivery]:
         """Yield a page's ticks; those that a migration merged in are known by the identities they carry."""
@@ -204,36 +249,22 @@ class RedisStreamSource(Reconnecting):
             log.warning("%s: %d entries are no ticks, first %s", self.name, len(unread), first)
         return columns_for_tape(decoded, self._options.source), decoded.rows
 
-    def _resumed(self, endpoint: Endpoint, tracks: Sequence[Track], only_back: bool = False) -> Iterator[Delivery]:
-        """Look whether each stream goes on where it was read to, and yield what is missing where it does not.
-
-        `only_back`: only whether it was taken back, where its server has lost nothing else since.
-        """
-        commands: list[tuple[Any, ...]] = []
-        for track in tracks:
-            commands += [("XINFO", "STREAM", track.key), ("XRANGE", track.key, track.at or "-", track.at or "-")]
-        replies = endpoint.pipeline(commands)
-        for place, track in enumerate(tracks):
-            info, there = replies[2 * place : 2 * place + 2]
-            if isinstance(info, ReplyError) or isinstance(there, ReplyError):
-                if isinstance(info, ReplyError) and "no such key" in info.message:
+    def _went_back(self, endpoint: Endpoint, tracks: Sequence[Track]) -> Iterator[Delivery]:
+        """Look whether a stream ends before it was read to, and go on from its end where it does."""
+        infos = endpoint.pipeline([("XINFO", "STREAM", track.key) for track in tracks])
+        for info, track in zip(infos, tracks, strict=True):
+            if isinstance(info, ReplyError):  # it is away, and is looked at again
+                if "no such key" in info.message:
                     track.absent()
-                continue  # it is away, and is looked at again
-            if only_back and (track.at is None or _end_of(info) >= _place_of(track.at)):
                 continue
-            found = track.resumed(info, bool(there))
+            found = track.went_back(info)
             if found is None:
                 continue
-            at, span = found
-            missing = [(track.symbol, *span)] if track.symbol else ()
-            if at == track.at:
-                self._tell_gap(track, span, f"entries behind {at} were trimmed away before they were read")
-                yield Delivery(missing=missing)
-            else:
-                self._tell_gap(track, span, f"it ends at {at} and was read to {track.at}: the server has lost data")
-                before, track.at = track.at, at
-                assert at is not None
-                yield Placed(missing=missing, place=(track.cursor, before, at))
+            end, span = found
+            self._tell_gap(track, span, f"it ends at {end} and was read to {track.at}: the server has lost data")
+            before, track.at = track.at, end
+            track.begin()
+            yield Placed(missing=[(track.symbol, *span)] if track.symbol else (), place=(track.cursor, before, end))
 
     def _tell_gap(self, track: Track, span: tuple[int, int], why: str) -> None:
         self._gapped.add(track.key)
@@ -264,7 +295,7 @@ class RedisStreamSource(Reconnecting):
                 new.append(track)
         self._facts = {**self._facts, "streams": len(self._tracks)}
         self._tell_foreign()
-        yield from self._resumed(endpoint, new)
+        yield from self._went_back(endpoint, new)
 
     def _keys(self, endpoint: Endpoint, glob: bytes) -> Iterator[bytes]:
         if not re.search(rb"[*?\[\\]", glob):
@@ -281,15 +312,6 @@ class RedisStreamSource(Reconnecting):
             yield from keys
             if cursor == b"0" or self.stopped:
                 return
-
-
-def _end_of(info: Sequence[Any]) -> tuple[int, int]:
-    return _place_of(info[info.index(b"last-generated-id") + 1].decode())
-
-
-def _place_of(entry_id: str) -> tuple[int, int]:
-    ms, _, number = entry_id.partition("-")
-    return int(ms), int(number or 0)
 
 
 def _lost(error: EndpointError) -> BaseException:

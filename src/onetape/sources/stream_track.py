@@ -37,17 +37,43 @@ Gone = tuple[int, tuple[int, int]]
 class Track:
     """`at`: id of the last entry read, None before the first. Of entries that are gone before they were read it tells.
 
-    Where the server counts what was ever added (7.0 and later), what was read between two marks is compared with the
-    count, also of a stream that grows all the time. Before the first mark, and of an older server, there is only the
-    oldest entry that is left: where it is behind what was read, something may have been trimmed away between them.
+    Until everything was read once (`caught_up`) it is to be read together with an XINFO STREAM of the same moment: an
+    oldest entry behind the place tells what was trimmed away. From then on, where the server counts what was ever added
+    (7.0 and later), what was read between two marks is compared with the count, also of a stream that grows all the
+    time; of an older server the oldest entry is all there is.
     """
 
     def __init__(self, key: bytes, symbol: str, cursor: str, at: str | None) -> None:
         self.key, self.symbol, self.cursor, self.at = key, symbol, cursor, at
+        self.caught_up = False
+        self._before = at  # the place before the last entries that were read
         self._base: Mark | None = None  # all up to here is accounted for
         self._next: Mark | None = None
         self._seen = self._beyond = 0  # entries read from the one to the other, and behind that
         self._since_ns = now_ns()
+
+    def begin(self) -> None:
+        """Read from here on as after a pause: anything may have become of the stream."""
+        self.caught_up, self._base, self._next = False, None, None
+        self._seen = self._beyond = 0
+
+    def absent(self) -> None:
+        """Note that there is no such stream: whatever is added to it from here on is to be read."""
+        self.begin()
+        self.caught_up, self._base = True, Mark(0, "0-0")
+
+    def catch_up(self, info: Sequence[Any], entries: Sequence[Any]) -> list[Gone]:
+        """Note the next entries, and an XINFO STREAM of the moment in which they were read. Return what is gone."""
+        told = facts(info)
+        end, added = told[b"last-generated-id"].decode(), told.get(b"entries-added")
+        found = self._trimmed(told, end, self.at)
+        if entries:
+            self.read(entries)
+        if not entries or self.at == end:
+            self.caught_up, self._since_ns = True, now_ns()
+            self._base = None if added is None else Mark(added, end)
+            self._seen = self._beyond = 0
+        return found
 
     def read(self, entries: Sequence[Any]) -> None:
         """Note that these entries, the next ones, were read."""
@@ -57,18 +83,16 @@ class Track:
             before = bisect_right(entries, last, key=lambda entry: parse_id(entry[0]))
             self._seen += before
         self._beyond += len(entries) - before
-        self.at = entries[-1][0].decode()
+        self._before, self.at = self.at, entries[-1][0].decode()
 
     def settle(self, info: Sequence[Any]) -> list[Gone]:
         """Compare with an XINFO STREAM made after all that was read. Return what is gone."""
         told = facts(info)
         end, added = told[b"last-generated-id"].decode(), told.get(b"entries-added")
-        if self.at is None:
-            return []
+        if added is None:
+            return self._trimmed(told, end, self._before)
         found = self._reached()
-        if self._base is None or added is None:
-            found += self._trimmed(told, end)
-        if self._next is None and added is not None:
+        if self._next is None:
             self._next, self._seen, self._beyond = Mark(added, end), self._beyond, 0
             found += self._reached()
         return found
@@ -85,42 +109,25 @@ class Track:
         self._seen = 0
         return gone
 
-    def _trimmed(self, told: dict[bytes, Any], end: str) -> list[Gone]:
-        assert self.at is not None
+    def _trimmed(self, told: dict[bytes, Any], end: str, at: str | None) -> list[Gone]:
+        """What may lie between a place and the oldest entry there is, or the end where there is none."""
+        if at is None or parse_id(at.encode()) >= parse_id(end.encode()):
+            return []
         first = told.get(b"first-entry")
         first_id = first[0].decode() if first else end
-        if parse_id(self.at.encode()) >= min(parse_id(first_id.encode()), parse_id(end.encode())):
-            return []
-        return [(0, self._span(self.at, first_id, self._since_ns))]
+        if parse_id(first_id.encode()) <= parse_id(at.encode()):
+            return []  # older ones are there, so nothing behind it was trimmed
+        return [(0, self._span(at, first_id, self._since_ns))]
 
-    def absent(self) -> None:
-        """Note that there is no such stream: whatever is added to it from here on is to be read."""
-        self._base, self._next = Mark(0, "0-0"), None
-        self._seen = self._beyond = 0
+    def went_back(self, info: Sequence[Any]) -> tuple[str, tuple[int, int]] | None:
+        """Return the end of a stream that ends before it was read to, and the span that is missing; else None.
 
-    def resumed(self, info: Sequence[Any], is_there: bool) -> tuple[str | None, tuple[int, int]] | None:
-        """Compare a position kept from before with the stream as it is; `is_there`: whether its entry still is.
-
-        Return None where all goes on without a gap, else the position to go on from, and the span that is missing.
+        Its server lost data, or it was made anew: what it held is not told apart.
         """
-        told = facts(info)
-        end: bytes = told[b"last-generated-id"]
-        added = told.get(b"entries-added")
-        self._base, self._next = None, None if added is None else Mark(added, end.decode())
-        self._seen = self._beyond = 0
-        since, self._since_ns = self._since_ns, now_ns()
-        if self.at is None:
+        end: bytes = facts(info)[b"last-generated-id"]
+        if self.at is None or parse_id(end) >= parse_id(self.at.encode()):
             return None
-        at = parse_id(self.at.encode())
-        if parse_id(end) < at:  # data was lost, or the stream was made anew: what it held is not told apart
-            return end.decode(), self._span(end.decode(), None, since)
-        if is_there or parse_id(end) == at:
-            return None
-        first = told.get(b"first-entry")
-        first_id: bytes = first[0] if first else end
-        if parse_id(first_id) <= at:
-            return None  # older ones are there, so nothing behind it was trimmed
-        return self.at, self._span(self.at, first_id.decode(), since)
+        return end.decode(), self._span(end.decode(), None, self._since_ns)
 
     def _span(self, start: str | None, end: str | None, since_ns: int) -> tuple[int, int]:
         start_ns = None if start is None else id_ns(start)
