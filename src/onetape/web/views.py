@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from onetape.services.system import System
 
 DAY_NS = 86_400 * 10**9
+#: A day's open is asked for again after so long, s: its first trade may come late, or be taken back.
+OPEN_S = 60.0
 T = TypeVar("T")
 
 
@@ -50,7 +52,7 @@ class Views:
 
     def __init__(self, system: System, known: Known) -> None:
         self._system, self._known = system, known
-        self._opens: dict[tuple[str, int], float] = {}
+        self._opens: dict[tuple[str, int], tuple[float, float]] = {}
         self._lately = Lately()
 
     def symbols(self, sought: str, limit: int) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class Views:
             "last_ms": None if info.ts_last_ns is None else ms(info.ts_last_ns),
             "price": price,
             "change": change,
-            "change_pct": None if change is None or not opened else 100 * change / opened,
+            "change_pct": None if change is None or not opened else 100 * change / abs(opened),
             "bid": bid,
             "ask": ask,
             "age_ms": None if tick is None else ms(now - tick.ts_event_ns),
@@ -94,8 +96,8 @@ class Views:
 
     def _open(self, name: str, at_ns: int) -> float | None:
         day = at_ns // DAY_NS
-        found = self._opens.get((name, day))
-        if found is None:
+        asked_s, found = self._opens.get((name, day), (0.0, None))
+        if found is None or time.monotonic() - asked_s > OPEN_S:
             try:
                 bars = self._system.tape.bar_list(name, "1d", day * DAY_NS, (day + 1) * DAY_NS)
             except OnetapeError:
@@ -104,7 +106,8 @@ class Views:
                 return None
             if len(self._opens) > 10_000:
                 self._opens.clear()
-            found = self._opens[name, day] = bars[0].open
+            found = bars[0].open
+            self._opens[name, day] = time.monotonic(), found
         return found
 
     def tape(self) -> dict[str, Any]:
