@@ -471,7 +471,7 @@ def test_a_source_whose_server_has_no_feed_is_not_live_and_so_covers_nothing(dtc
 def test_a_feed_that_is_away_for_long_is_said_to_be_missing_before_it_is_back(
     dtc_server: DtcServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onetape.sources.dtc.source._AWAY_NS", 1)
+    monkeypatch.setattr("onetape.sources.dtc.session.AWAY_NS", 1)
     with running(dtc_server) as run:
         until(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish(trade(1))
