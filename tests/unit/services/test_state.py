@@ -472,3 +472,21 @@ print(taken + 1, state.position("A").quantity, len(state.fills(10_000)))
     again = StateService(None, tmp_path / "s")
     assert again.position("A").quantity == count
     again.close()
+
+
+def test_a_quote_with_a_side_of_zero_is_no_price_in_the_middle_of_nowhere(state, tape):
+    tape.append([Tick("A", NOW - 90 * S, 5000.0), Tick("A", NOW, bid=0.0, ask=5001.0)])
+    tape.append([Tick("B", NOW, bid=0.0, ask=0.0), Tick("C", NOW, bid=-0.25, ask=0.25)])
+    for symbol in "ABC":
+        state.fill(symbol, symbol, 1, 0)
+    valued = state.valued()
+    assert valued["A"].unrealized == 5000 and valued["A"].stale
+    assert valued["B"].unrealized == valued["C"].unrealized == 0 and not valued["C"].stale
+
+
+@pytest.mark.parametrize("bad", ["", "\ud800", "x" * 256, None, 5])
+def test_a_name_that_cannot_be_kept_is_refused(state, bad):
+    for fill_id, symbol in ((bad, "A"), ("1", bad)):
+        with pytest.raises(ConfigInvalid):
+            state.fill(fill_id, symbol, 1, 1)
+    assert state.positions(flat=True) == {}

@@ -50,4 +50,7 @@ def ahead(tick: Tick, now_ns: int, stale_ns: int) -> bool:
 
 
 def _middle(tick: Tick) -> float | None:
-    return None if tick.bid is None or tick.ask is None else (tick.bid + tick.ask) / 2
+    """Return the middle of a quote with both sides. A side of 0 alone is how many feeds say that there is none."""
+    if tick.bid is None or tick.ask is None or (tick.bid == 0) != (tick.ask == 0):
+        return None
+    return tick.bid / 2 + tick.ask / 2

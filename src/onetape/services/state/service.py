@@ -166,8 +166,8 @@ class StateService:
         return found
 
     def _made(self, fill_id: str, symbol: str, quantity: Decimal, price: Any, fee: Any, ts_ns: int | None) -> Fill:
-        if not fill_id or not isinstance(fill_id, str) or len(fill_id) > 255:
-            raise ConfigInvalid(f"fill_id = {fill_id!r}", hint="give the execution's own id, 1 to 255 characters")
+        if not _is_text(fill_id):
+            raise ConfigInvalid(f"fill_id = {fill_id!r}", hint="give the execution's own id, 1 to 255 bytes")
         at = self._clock() if ts_ns is None else ts_ns
         if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < 2**63:
             raise ConfigInvalid(f"ts_ns = {ts_ns!r}", hint="give ns since 1970, UTC")
@@ -428,9 +428,17 @@ def _row(one: Valued) -> dict[str, Any]:
 
 
 def _symbol(symbol: str) -> str:
-    if not isinstance(symbol, str) or not symbol or len(symbol.encode()) > 255:
+    if not _is_text(symbol):
         raise ConfigInvalid(f"symbol = {symbol!r}", hint="1 to 255 bytes of text")
     return symbol
+
+
+def _is_text(value: object) -> bool:
+    """Return whether it is 1 to 255 bytes of text."""
+    try:
+        return isinstance(value, str) and 0 < len(value.encode()) <= 255
+    except UnicodeEncodeError:
+        return False
 
 
 def _day_starts(text: str) -> tuple[dt.time, ZoneInfo]:
