@@ -9,7 +9,8 @@ import msgspec
 from onetape.services.state.file import Event
 from onetape.services.state.position import Fill, Position
 from onetape.services.state.risk import Breach, RiskParameters
-from onetape.services.state.service import ProfitLoss, StateService, Valued
+from onetape.services.state.service import StateService
+from onetape.services.state.valued import ProfitLoss, Valued
 
 if TYPE_CHECKING:
     from onetape.steady import SteadyTape

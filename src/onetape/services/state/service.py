@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import logging
 import os
 import threading
@@ -13,17 +12,18 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zoneinfo import ZoneInfo
 
 import msgspec
 
 from onetape.clock import now_ns
 from onetape.errors import ConfigInvalid, OnetapeError, StateUnusable
+from onetape.services.state.day import TradingDay
 from onetape.services.state.file import StateFile
 from onetape.services.state.marks import Mark, ahead, mark
 from onetape.services.state.position import ZERO, Fill, Position, decimal, exact
 from onetape.services.state.risk import Account, Breach, RiskParameters, check_account, check_order
 from onetape.services.state.subscribers import Callback, Subscriber
+from onetape.services.state.valued import ProfitLoss, Valued, row
 
 if TYPE_CHECKING:
     from onetape.steady import SteadyTape
@@ -38,29 +38,6 @@ _SYSTEM: dict[str, Any] = {"trading_enabled": False, "mode": "paper"}
 _LOOK_S, _TICKS = 0.25, 200
 #: How long subscribers may take for what waits for them at the end, all together, s.
 _FINISH_S = 5.0
-
-
-class Valued(msgspec.Struct, frozen=True, kw_only=True):
-    """A position at the price now. unrealized is None without a price; stale: the price is older than it may be."""
-
-    position: Position
-    mark: Mark | None
-    unrealized: Decimal | None
-    stale: bool
-
-
-class ProfitLoss(msgspec.Struct, frozen=True, kw_only=True):
-    """Money. day: realized today after fees, and unrealized; None, as unrealized, where a position has no price.
-
-    stale: symbols whose price is older than it may be or missing; the sums use the old ones.
-    """
-
-    realized: Decimal
-    fees: Decimal
-    realized_today: Decimal
-    unrealized: Decimal | None
-    day: Decimal | None
-    stale: list[str]
 
 
 class StateService:
@@ -82,7 +59,7 @@ class StateService:
         clock: Callable[[], int] = now_ns,
     ) -> None:
         self._tape, self._path, self._clock = tape, Path(path), clock
-        self._day_starts = _day_starts(day_starts)
+        self._day = TradingDay.of(day_starts)
         self._kept: StateFile | None = None
         self._lock = threading.RLock()
         self._subscribers: list[Subscriber] = []
@@ -220,7 +197,7 @@ class StateService:
         """Return what was made: in all, today, and what is open."""
         file = self._file
         with file.moment():
-            everything, today = file.positions(), file.made(*self._day())
+            everything, today = file.positions(), file.made(*self._day.at(self._clock()))
         held = self._valued({symbol: one for symbol, one in everything.items() if one.quantity})
         with exact():
             opened = [one.unrealized for one in held.values()]
@@ -313,7 +290,7 @@ class StateService:
         money = self.profit_loss()
         return {
             "at_ms": self._clock() // 1_000_000,
-            "positions": [_row(one) for one in self.valued().values()],
+            "positions": [row(one) for one in self.valued().values()],
             "risk": {
                 name: float(value) if isinstance(value, Decimal) else value
                 for name, value in msgspec.structs.asdict(self.risk()).items()
@@ -357,7 +334,7 @@ class StateService:
         positions = self.positions()
         if also is not None and also not in positions:
             positions[also] = self.position(also)
-        return positions, self._file.made(*self._day())
+        return positions, self._file.made(*self._day.at(self._clock()))
 
     def _account(self, positions: dict[str, Position], made: Decimal) -> Account:
         valued = self._valued(positions)
@@ -370,19 +347,6 @@ class StateService:
                 if one.position.quantity:
                     day = None if day is None or fresh is None or one.unrealized is None else day + one.unrealized
         return Account({symbol: one.quantity for symbol, one in positions.items()}, value, day)
-
-    def _day(self) -> tuple[int, int]:
-        """Return start and end of the trading day that is now, ns: from one of its starts to the next.
-
-        A clock that is set back has the time of a start twice; the first of them is it.
-        """
-        at, zone = self._day_starts
-        now = self._clock()
-        today = dt.datetime.fromtimestamp(now // 1_000_000_000, zone).date()
-        days = (today + dt.timedelta(days=number) for number in (-1, 0, 1, 2))
-        starts = [int(dt.datetime.combine(one, at, zone).timestamp()) * 1_000_000_000 for one in days]
-        end = next(one for one in starts if one > now)
-        return starts[starts.index(end) - 1], end
 
     def _tell(self) -> None:
         while not self._stopping.is_set():
@@ -409,24 +373,6 @@ class StateService:
                     self._told = event.event_id
 
 
-def _row(one: Valued) -> dict[str, Any]:
-    position = one.position
-    average = position.average_price
-    return {
-        "symbol": position.symbol,
-        "quantity": float(position.quantity),
-        "average_price": None if average is None else float(average),
-        "multiplier": float(position.multiplier),
-        "current_price": None if one.mark is None else float(one.mark.price),
-        "price_ms": None if one.mark is None else one.mark.at_ns // 1_000_000,
-        "price_kind": None if one.mark is None else one.mark.kind,
-        "stale": one.stale,
-        "unrealized_pnl": None if one.unrealized is None else float(one.unrealized),
-        "realized_pnl": float(position.realized),
-        "fees": float(position.fees),
-    }
-
-
 def _symbol(symbol: str) -> str:
     if not _is_text(symbol):
         raise ConfigInvalid(f"symbol = {symbol!r}", hint="1 to 255 bytes of text")
@@ -439,11 +385,3 @@ def _is_text(value: object) -> bool:
         return isinstance(value, str) and 0 < len(value.encode()) <= 255
     except UnicodeEncodeError:
         return False
-
-
-def _day_starts(text: str) -> tuple[dt.time, ZoneInfo]:
-    try:
-        clock, _, zone = text.partition(" ")
-        return dt.time.fromisoformat(clock), ZoneInfo(zone or "UTC")
-    except (ValueError, OSError, KeyError) as error:
-        raise ConfigInvalid(f"day_starts = {text!r}", hint='such as "17:00 America/Chicago"') from error
