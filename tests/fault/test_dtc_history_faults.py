@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.unit.sources.test_dtc_source import _NS, _T0, running, trade, until
+from tests.unit.sources.test_dtc_source import _NS, _T0, running, trade
+from tests.waiting import waited_for
 
 from onetape import Tick
 from onetape.sources.dtc import HistoryServer, history
@@ -108,7 +109,7 @@ def ended(fill: Fill, parts: list[Part]) -> Part:
         parts.extend(fill.parts())
         return bool(parts) and parts[-1].joined is not None
 
-    until(is_over)
+    waited_for(is_over)
     return parts[-1]
 
 
@@ -134,7 +135,7 @@ def test_a_history_server_that_only_ever_beats_is_given_up_and_the_live_trades_g
 def test_live_trades_that_wait_for_a_slow_history_are_bounded_and_given_before_it_ends() -> None:
     slow = forever(message(dtc.HISTORY_HEADER) + told(s_trade(1, 7.0), final=False)[20:])
     with historian(slow) as port, filling(port, Place(_T0), silent_s=60, held_max=100) as (fill, parts):
-        until(lambda: parts.extend(fill.parts()) or parts)
+        waited_for(lambda: parts.extend(fill.parts()) or parts)
         held = 0
         while fill.hold(s_trade(60 + held, 1000.0 + held)):
             held += 1
@@ -169,7 +170,7 @@ def test_a_history_written_late_is_asked_again_when_the_first_live_trade_comes()
     whole = [s_trade(second, float(second)) for second in range(1, 6)]
     answers = [says(told(*whole[:2])), says(told(*whole))]
     with historian(*answers) as port, filling(port, Place(_T0)) as (fill, parts):
-        until(lambda: parts.extend(fill.parts()) or sizes(parts) == [1.0, 2.0])
+        waited_for(lambda: parts.extend(fill.parts()) or sizes(parts) == [1.0, 2.0])
         time.sleep(0.1)
         parts.extend(fill.parts())
         assert all(part.joined is None for part in parts), "nobody knows yet whether all was told"
@@ -182,18 +183,18 @@ def test_a_history_written_late_is_asked_again_when_the_first_live_trade_comes()
 def test_trades_of_a_gap_that_the_history_gets_late_are_not_lost_and_not_said_to_be_covered() -> None:
     """The same, from the server to the deliveries."""
     with DtcServer() as server, running(server, history=True) as run:
-        until(lambda: server.subscriptions == 1)
+        waited_for(lambda: server.subscriptions == 1)
         server.publish(trade(1, size=1.0))
-        until(lambda: len(run.trades) == 1)
+        waited_for(lambda: len(run.trades) == 1)
         server.cut()
-        until(lambda: run.source.stats.reconnects >= 1 and server.subscriptions == 1)
+        waited_for(lambda: run.source.stats.reconnects >= 1 and server.subscriptions == 1)
         time.sleep(0.3)
         assert run.covers == []
         server.add_history([trade(2, size=2.0)])  # it happened in the gap, and is in the history only now
         server.publish(trade(3, size=3.0))
-        until(lambda: len(run.trades) == 3)
+        waited_for(lambda: len(run.trades) == 3)
         assert [size for _, _, size in run.trades] == [1.0, 2.0, 3.0]
-        until(lambda: run.covers)
+        waited_for(lambda: run.covers)
 
 
 def test_float_noise_of_a_history_is_no_other_price_than_the_live_one() -> None:
@@ -210,5 +211,5 @@ def test_float_noise_of_a_history_is_no_other_price_than_the_live_one() -> None:
 def test_closing_ends_a_source_whose_history_server_says_nothing() -> None:
     with DtcServer() as server, historian(lambda taken: time.sleep(60)) as port:
         with running(server, '{"ESZ6":[5,1,true,[]]}', history=True, history_port=port) as run:
-            until(lambda: run.source.stats.state == "live")
-        until(lambda: not any(t.name.endswith(" history") for t in threading.enumerate()))
+            waited_for(lambda: run.source.stats.state == "live")
+        waited_for(lambda: not any(t.name.endswith(" history") for t in threading.enumerate()))
