@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import msgspec
 import pytest
 import websockets.asyncio.client as ws
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -17,6 +18,7 @@ from minhos.core.market_data_store import MarketDataConfig, MarketDataStore
 from minhos.models.market import MarketData
 from minhos.services.market_data import MarketDataService
 from onetape import ConfigInvalid
+from onetape.services import listener
 from onetape.services.market_data import MarketDataService as New
 
 T = 1_763_740_800.25
@@ -50,7 +52,7 @@ async def get(service, path, **headers):
     def ask():
         request = urllib.request.Request(f"http://127.0.0.1:{service.http_port}{path}", headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
@@ -218,9 +220,19 @@ def test_what_comes_while_the_latest_are_asked_for_comes_behind_them_and_once(st
     served(store, story)
 
 
-def test_a_slow_client_of_many_symbols_has_the_newest_of_each_without_much_ado(store):
-    from onetape.services import listener
+def test_a_record_that_is_streamed_after_it_was_among_the_latest_is_told_once():
+    async def run():
+        one = listener.Listener(None)
+        tick = made(price=6001.0).to_tick()
+        one.begin({"ESZ6": msgspec.structs.replace(tick, seq=7)})
+        for seq in (6, 7, 8, 9):  # those up to 7 were on the tape before the latest were asked for
+            one.live(msgspec.structs.replace(tick, seq=seq), str(seq))
+        return [told for _, told in one._queue[1:]]
 
+    assert asyncio.run(run()) == ["8", "9"]
+
+
+def test_a_slow_client_of_many_symbols_has_the_newest_of_each_without_much_ado(store):
     async def run():
         one = listener.Listener(None)
         one.begin({})

@@ -30,20 +30,24 @@ class Listener:
         self._bytes = 0
         self._limit = BEHIND_BYTES
         self._early: list[tuple[Tick, str]] | None = []
+        self._latest: dict[str, Tick] = {}
         self._news = asyncio.Event()
 
     def begin(self, latest: Mapping[str, Tick]) -> None:
         """Give it the latest record of each symbol, then what came meanwhile and is not in them; from now on, all."""
-        early, self._early = self._early or [], None
+        early, self._early, self._latest = self._early or [], None, dict(latest)
         for symbol, tick in latest.items():
             self.offer(symbol, told_of(tick))
         for tick, told in early:
-            if _is_news(tick, latest.get(tick.symbol)):
-                self.offer(tick.symbol, told)
+            self.live(tick, told)
 
     def live(self, tick: Tick, told: str) -> None:
         """Give it a record that came; while it is not told the latest ones, it waits to come behind them."""
         if self._early is None:
+            latest = self._latest.get(tick.symbol)
+            if latest is not None and not _is_news(tick, latest):
+                return  # it was on the tape already when the latest ones were asked for, and comes late
+            self._latest.pop(tick.symbol, None)
             self.offer(tick.symbol, told)
             return
         self._early.append((tick, told))
@@ -102,8 +106,8 @@ class Listener:
                     break
 
 
-def _is_news(tick: Tick, latest: Tick | None) -> bool:
+def _is_news(tick: Tick, latest: Tick) -> bool:
     """Return whether a record came after the latest one was asked for."""
-    if latest is None or tick.seq is None or latest.seq is None:
+    if tick.seq is None or latest.seq is None:
         return tick != latest
     return tick.seq > latest.seq
