@@ -189,9 +189,20 @@ def test_a_damaged_chunk_holds_up_neither_retention_nor_the_merging_of_others(tm
         assert tape.read("A", T0 + 100).num_rows == 100
 
 
+def test_the_counts_of_a_tape_whose_file_is_gone_are_an_error_that_says_so(tmp_path):
+    with onetape.open(tmp_path / "t.db", retention_days=None) as tape:
+        tape.append(Tick("A", T0, price=1.0))
+        assert tape.stats().head == 1
+        (tmp_path / "t.db").rename(tmp_path / "elsewhere.db")
+        with pytest.raises(onetape.TapeMissing, match="is gone"):
+            tape.stats()
+        (tmp_path / "elsewhere.db").rename(tmp_path / "t.db")
+        assert tape.stats().head == 1
+
+
 def test_kept_bars_are_counted_by_the_hour_and_by_the_day(tmp_path):
     with onetape.open(tmp_path / "t.db", retention_days=None) as tape:
-        tape.append([Tick("A", T0 + i * 60 * 10**9, price=1.0) for i in range(300)])
+        tape.append([Tick("A", T0 + i * 60 * 10**9, price=1.0) for i in range(300)])  # over midnight
         tape.seal()
         assert tape.stats().bars_kept == 300
         tape.compact()

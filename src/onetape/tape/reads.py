@@ -8,7 +8,7 @@ from typing import overload
 
 import apsw
 
-from onetape.errors import ConfigInvalid
+from onetape.errors import ConfigInvalid, TapeMissing
 from onetape.facts import SymbolInfo, TapeStats
 from onetape.live.recent import Recent, keep_up
 from onetape.live.waker import Waker
@@ -124,7 +124,10 @@ class Reads(Handle):
             return query.head(connection)
 
     def stats(self) -> TapeStats:
-        """Return counts and sizes of the tape, and of this process's subscriptions to it."""
+        """Return counts and sizes of the tape, and of this process's subscriptions to it.
+
+        Raises TapeMissing where its file was removed or moved away.
+        """
         with self._reading() as connection, query.snapshot(connection):
             counts = query.symbol_counts(connection).values()
             head = query.head(connection)
@@ -133,7 +136,17 @@ class Reads(Handle):
             kept = minutes.count(connection)
             chunk_count = connection.execute("SELECT count(*) FROM chunk").get
             bad = connection.execute("SELECT count(*) FROM quarantine").get
-        wal = layout.wal_path(self.path)
+        try:
+            file_bytes = self.path.stat().st_size
+        except FileNotFoundError as error:
+            raise TapeMissing(
+                f"{self.path} is gone: {error.strerror}",
+                hint="bring the file and its log back, or close this tape and open it anew",
+            ) from error
+        try:
+            wal_bytes = layout.wal_path(self.path).stat().st_size
+        except FileNotFoundError:
+            wal_bytes = 0
         recent_symbols, recent_records = (0, 0) if self._recent is None else self._recent.counts()
         return TapeStats(
             path=str(self.path),
@@ -148,8 +161,8 @@ class Reads(Handle):
             symbols=len(counts),
             chunks=chunk_count,
             quarantined=bad,
-            file_bytes=self.path.stat().st_size,
-            wal_bytes=wal.stat().st_size if wal.exists() else 0,
+            file_bytes=file_bytes,
+            wal_bytes=wal_bytes,
             retention_days=self._retention_days,
             pruned_seq=pruned_seq,
             recent_symbols=recent_symbols,
