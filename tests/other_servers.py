@@ -117,7 +117,7 @@ def service() -> Iterator[tuple[Sentinel, EmbeddedServer, EmbeddedServer]]:
         sentinel = stack.enter_context(Sentinel(master, "prices"))
         wait_for(lambda: b"master_link_status:up" in ask(replica, "INFO"), "the replica follows")
         # Until the sentinel has asked the replica itself, it would not promote it.
-        wait_for(lambda: _fit(sentinel), "the sentinel knows the replica and its link", 30)
+        wait_for(lambda: _fit(sentinel), "the sentinel knows the replica and its link")
         yield sentinel, master, replica
 
 

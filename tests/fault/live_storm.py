@@ -185,7 +185,7 @@ class Storm:
     def __exit__(self, *_exc: object) -> None:
         self.end()
 
-    def more(self, rounds: int = 5, seconds: float = 20.0) -> None:
+    def more(self, rounds: int = 5, seconds: float = 60.0) -> None:
         """Wait until each writer wrote that many rounds more."""
         for writer, before in [(writer, writer.did["hash_"]) for writer in self.writers]:
             until_s = time.monotonic() + seconds
@@ -396,7 +396,7 @@ class Operator:
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGCONT)
 
-    def join(self, seconds: float = 40.0) -> tuple[str, int, str]:
+    def join(self, seconds: float = 120.0) -> tuple[str, int, str]:
         """Wait for its end; return ("done" or the error's name, exit code, lines), ("killed", -9, "") after a kill."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, "it does not end"

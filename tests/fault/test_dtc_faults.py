@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import waited_for
 
 import onetape
 from onetape import Tick
@@ -28,13 +29,6 @@ _NS = 1_000_000_000
 _T0 = 1_760_000_000
 
 Talk = Callable[[socket.socket], None]
-
-
-def until(condition: Callable[[], object], what: str = "") -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -112,10 +106,10 @@ def test_nonsense_closes_the_connection_with_a_reason_and_is_tried_again(talk: T
             return source.stats.reconnects >= 2 and any(why in text and text for text in seen)
 
         try:
-            until(told, f"{why!r} in {set(seen)}")
+            waited_for(told, f"{why!r} in {set(seen)}")
         finally:
             source.close()
-            thread.join(timeout=30)
+            thread.join(timeout=60)
         assert not thread.is_alive()
         assert source.stats.state == "ended"
 
@@ -200,7 +194,7 @@ def test_a_history_that_breaks_off_is_gone_on_with_where_it_broke(tmp_path: Path
                 Options(symbols=["S"], port=server.port, history=True, history_port=history_port, history_days=5000),
             )
             with _fed(source, tape):
-                until(lambda: _count(tape) >= 5000)
+                waited_for(lambda: _count(tape) >= 5000)
         assert asked[0] < _T0 < asked[1] < whole[-1].ts_event_ns // _NS
         rows = tape.read("S", 0, 2**62, ["size"])["size"].to_pylist()
         assert rows == [tick.size for tick in whole]
@@ -223,15 +217,15 @@ def test_ticks_reach_the_tape_once_through_cuts_and_restarts(tmp_path: Path) -> 
             )
             source._backoff = Backoff(0.01, 0.05)
             with _fed(source, tape):
-                until(lambda: server.subscriptions == 1)
+                waited_for(lambda: server.subscriptions == 1)
                 for _ in range(2):
                     server.publish(sent[at : at + 37])
                     at += 37
                     server.cut()
                     server.publish(sent[at : at + 13])
                     at += 13
-                until(lambda due=at: _count(tape) >= due, "not all arrived")
-            until(lambda: server.clients == 0)
+                waited_for(lambda due=at: _count(tape) >= due, "not all arrived")
+            waited_for(lambda: server.clients == 0)
         assert at == len(sent)
         assert tape.read("S", 0, 2**62, ["size"])["size"].to_pylist() == [tick.size for tick in sent]
 
@@ -249,7 +243,7 @@ def _fed(source: object, tape: onetape.Tape) -> Iterator[None]:
         yield
     finally:
         feed.close()
-        thread.join(timeout=30)
+        thread.join(timeout=60)
         assert not thread.is_alive()
         assert feed.stats.last_error is None
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import pytest
 
@@ -149,23 +148,25 @@ def test_healing_while_live_data_flows_moves_latest_only_forward_and_loses_no_li
     holed, whole = _make(tmp_path)
     live = _python(LIVE, holed, 4)
     assert live.stdout.readline() == "live\n"
-    seen, wrong, stop = [], [], threading.Event()
+    seen, wrong, begun, stop = [], [], threading.Event(), threading.Event()
 
     def watch():
         with onetape.open(holed, mode="r") as reader:
             follower = reader.follow(["A"])
-            newest = 0
-            while not stop.is_set():
+            newest, found = 0, []
+            begun.set()
+            while found or not stop.is_set():
                 tick = reader.latest("A")
                 if tick.ts_event_ns < newest:
                     wrong.append(tick)
                 newest = tick.ts_event_ns
-                seen.extend(follower.take(0.001))
+                found = follower.take(0.001)
+                seen.extend(found)
             follower.close()
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    time.sleep(0.3)
+    assert begun.wait(60)
     try:
         with onetape.open(holed, retention_days=None) as tape, TapeSource(whole) as source:
             before = tape.latest("A")

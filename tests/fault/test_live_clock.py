@@ -12,6 +12,7 @@ import redis
 from tests import mirroring
 from tests.fault.live_storm import settle, storming
 from tests.unit.migrate.live_system import LIMITS, LiveSystem
+from tests.waiting import waited_for
 
 from onetape.embedded import EmbeddedServer
 from onetape.migrate.phases import state as states
@@ -80,9 +81,13 @@ def test_the_gate_hears_clients_whose_clock_is_wrong(live: LiveSystem, clock: Cl
         clock.step(step_ns)
         storm.more(2)
         time.sleep(1.2)
-        now_ms = states.server_ms(live.migration.helm.connect())
-        told = [facts["at_ms"] for facts in live.migration.helm.clients(live.migration.helm.connect()).values()]
-        assert len(told) == 2 and all(abs(now_ms - at_ms) < 5000 for at_ms in told), (now_ms, told)
+
+        def heard() -> bool:
+            now_ms = states.server_ms(live.migration.helm.connect())
+            told = [facts["at_ms"] for facts in live.migration.helm.clients(live.migration.helm.connect()).values()]
+            return len(told) == 2 and all(abs(now_ms - at_ms) < 5000 for at_ms in told)
+
+        waited_for(heard, "both writers tell the server's time")
         move = live.migration.cutover(limits=LIMITS, execute=True)
         assert move.executed and not any("stands still" in line or "ended" in line for line in move.warnings)
     settle(live, storm)

@@ -132,7 +132,7 @@ def test_a_writer_that_is_parted_from_its_server_while_the_phase_changes_goes_on
                     subprocess.run([*link, "up"], check=True)
                     wait_for(lambda: live.old.hget("indicators:FAR:hash", "n") != before, "it goes on")
                     time.sleep(0.5)
-                out, _ = parted.communicate("", timeout=30)
+                out, _ = parted.communicate("", timeout=120)
             finally:
                 parted.kill()
                 parted.wait()
@@ -174,7 +174,7 @@ def test_writers_that_are_stopped_while_phases_change_write_nothing_in_a_phase_t
             writer.send_signal(signal.SIGCONT)
             time.sleep(0.4)
         assert not [key for key in live.dump(5) if b"FAR:hash" in key]
-        out, _ = writer.communicate("", timeout=30)
+        out, _ = writer.communicate("", timeout=120)
     finally:
         writer.kill()
         writer.wait()

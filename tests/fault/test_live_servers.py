@@ -243,7 +243,7 @@ def test_writers_behind_a_sentinel_go_on_with_the_new_master_in_every_phase(tmp_
             live.old.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
             wait_for(_caught_up(master), "the replica has all that was taken")
             master.kill()
-            wait_for(lambda: promoted(sentinel, replica), "the replica is promoted", 30)
+            wait_for(lambda: promoted(sentinel, replica), "the replica is promoted")
             storm.more(5)
             server = live.server
             live = LiveSystem(replica, tmp_path)

@@ -235,12 +235,13 @@ def test_a_target_cut_in_the_middle_of_its_pipelines_loses_nothing(
 @pytest.mark.parametrize("saved", ["yes", "no"])
 def test_a_target_killed_and_started_again_ends_up_complete(tmp_path: Path, source: EmbeddedServer, saved: str) -> None:
     with EmbeddedServer(binary("redis"), {"appendonly": saved, "appendfsync": "always"}) as target:
-        at = At("acted", 20, lambda: (target.kill(), threading.Thread(target=target.start).start()))
+        again = threading.Thread(target=target.start)
+        at = At("acted", 20, lambda: (target.kill(), again.start()))
         # The server ends with the thread that started it, so the last start is made by this one.
         arguments = {"target_url": target.url, "plan": _plan(1), "ledger_path": tmp_path / "l"}
         _run(Migration(source.url, **arguments, at=at))
         assert at.done
-        time.sleep(0.3)
+        again.join()
         target.kill()
         target.start()
         kept = redis.Redis(port=target.port, db=1).dbsize()

@@ -109,7 +109,7 @@ def test_a_follower_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp
             assert follower.stdout.readline(), round_
         finally:
             os.kill(follower.pid, signal.SIGKILL)
-            follower.wait(30)
+            follower.wait(60)
             follower.stdout.close()
     with onetape.open(db) as tape:
         tail = ScidTail(path, "ESZ6")
@@ -145,7 +145,7 @@ def test_a_file_is_followed_where_the_kernel_gives_no_hints(tmp_path, monkeypatc
                 time.sleep(0.002)
     finally:
         tail.close()
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()
     assert prices == [100.0 + at for at in range(9)]
 

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from tests.waiting import waited_for
 
 import onetape
 from onetape import Tick
@@ -17,13 +18,6 @@ from onetape.steady import SteadyTape
 
 T0 = 1_763_740_800_000_000_000
 S = 1_000_000_000
-
-
-def until(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
 
 
 def tick(i, **more):
@@ -160,18 +154,18 @@ def test_it_starts_while_the_tape_is_away_and_goes_on_when_it_is_there(request, 
         # A full disk may have room in pages that the file has already; a locked one opens, and the first append tells.
         assert stored <= (0 if fault is not full else 29)
         if fault is not full or not steady.status.on_tape:
-            until(lambda: not steady.status.on_tape)
+            waited_for(lambda: not steady.status.on_tape)
             assert reason in steady.status.reason.lower()
             assert steady.status.held == 29 - stored
         assert steady.latest("A").price == 29.0 and steady.cursor("feed") == "29"
         assert [t.price for t in steady.recent("A", 5)] == [25.0, 26.0, 27.0, 28.0, 29.0]
-        until(lambda: len(got) == 29)
+        waited_for(lambda: len(got) == 29)
         if before is not None:
             time.sleep(0.2)  # long enough for ten looks
             assert path.read_bytes() == before, "a damaged file was written to"
-    until(lambda: steady.status.on_tape)
+    waited_for(lambda: steady.status.on_tape)
     steady.append(tick(30), cursor=("feed", "29", "30"))
-    until(lambda: got[-1][0] == 30.0)
+    waited_for(lambda: got[-1][0] == 30.0)
     time.sleep(0.1)
     assert [price for price, _ in got] == [float(i) for i in range(1, 31)]
     assert subscription.error is None
@@ -206,10 +200,10 @@ def test_the_tape_goes_away_and_comes_back_while_it_runs(request, tmp_path, faul
                 assert steady.append(tick(number), cursor=("feed", str(number - 1), str(number))) is None
             assert steady.status.held == number - held_from + 1 and steady.status.reason
             assert steady.latest("A").price == number and steady.cursor("feed") == str(number)
-            until(lambda number=number: got and got[-1] == number)
+            waited_for(lambda number=number: got and got[-1] == number)
         if fault in (first_page_gone, garbage):
             break
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
     assert got == [float(i) for i in range(1, number + 1)]
     if fault not in (first_page_gone, garbage):
         assert prices(path) == [float(i) for i in range(number + 1)]
@@ -217,7 +211,7 @@ def test_the_tape_goes_away_and_comes_back_while_it_runs(request, tmp_path, faul
         steady.close()
         return
     # The file that was put back is older: what came behind it is not there, and a feed is told where to go on.
-    until(lambda: steady.status.on_tape)
+    waited_for(lambda: steady.status.on_tape)
     with onetape.open(path, mode="r") as tape:
         at = int(tape.cursor("feed"))
         assert tape.read("A", columns=["price"])["price"].to_pylist() == [float(i) for i in range(at + 1)]
@@ -238,7 +232,7 @@ def test_a_file_that_another_one_replaced_is_noticed_and_nothing_goes_to_the_old
         (tmp_path / "new.db").replace(path)
         size = os.fstat(old).st_size
         steady.append(tick(1))
-        until(lambda: steady.status.on_tape and not steady.status.held)
+        waited_for(lambda: steady.status.on_tape and not steady.status.held)
         assert prices(path) == [0.0, 1.0] and os.fstat(old).st_size == size
         os.close(old)
 
@@ -272,7 +266,7 @@ def test_killed_anywhere_while_it_writes_back_a_source_goes_on_without_gap_or_do
     process = child(path, records=2000)
     assert process.stdout.readline() == "2000\n"
     path.parent.mkdir()
-    until(lambda: rows(path) >= after)
+    waited_for(lambda: rows(path) >= after)
     process.kill()
     process.wait()
     with onetape.open(path, retention_days=None) as tape:
@@ -292,14 +286,14 @@ def test_a_process_that_is_stopped_for_long_and_goes_on_doubles_nothing(tmp_path
     try:
         assert process.stdout.readline() == "500\n"
         path.parent.mkdir()
-        until(lambda: rows(path) >= 5)
+        waited_for(lambda: rows(path) >= 5)
         process.send_signal(signal.SIGSTOP)
         with SteadyTape(path, retry_s=0.02, busy_timeout_ms=30, retention_days=None) as other:
             for i in range(50):  # two writers of one tape; the stopped one may have the lock
                 other.append(Tick("B", T0 + i, float(i)))
             process.send_signal(signal.SIGCONT)
-            until(lambda: other.status.on_tape)
-            until(lambda: len(other.tape.read("A", columns=["price"])) == 500)
+            waited_for(lambda: other.status.on_tape)
+            waited_for(lambda: len(other.tape.read("A", columns=["price"])) == 500)
             assert other.tape.read("B", columns=["price"])["price"].to_pylist() == [float(i) for i in range(50)]
         assert prices(path) == [float(i) for i in range(500)]
     finally:

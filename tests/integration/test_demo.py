@@ -139,7 +139,7 @@ def test_an_interrupt_ends_it_and_leaves_no_process(tmp_path: Path, number: sign
     process = start(tmp_path, "--ticks", "60000")
     pids = wait_for_children(process, 2)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == code
     wait_until_gone(pids)
 
@@ -150,7 +150,7 @@ def test_ctrl_c_in_a_terminal_reaches_all_processes_at_once_and_ends_them(tmp_pa
     pids = wait_for_children(process, 1)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
-    _out, err = process.communicate(timeout=30)
+    _out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "")
     wait_until_gone(pids)
 
@@ -159,7 +159,7 @@ def test_a_killed_demo_leaves_no_process(tmp_path: Path) -> None:
     process = start(tmp_path, "--ticks", "60000")
     pids = wait_for_children(process, 2)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     wait_until_gone(pids)
 
 

@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import redis
+from tests.waiting import waited_for
 
 from onetape.demo import families, legacy, market
 from onetape.demo.legacy_ticks import stream_db
@@ -113,7 +113,7 @@ def test_what_the_writers_say_they_wrote_is_what_is_there(
     legacy.fill(server.url, instruments, 1, hashes)
     writers = Writers(orders_of(server, instruments, os.getpid()))
     # The third stream that is listed in the middle, so all that they do was done more than once.
-    await_true(lambda: client(server, 0).exists("ticks:NFO:LIVE03NOVFUT"), 60.0)
+    waited_for(lambda: client(server, 0).exists("ticks:NFO:LIVE03NOVFUT"))
     tally = writers.stop()
     connections = {db: client(server, db) for db in legacy.SOURCE_DBS}
     place = {one.symbol: stream_db(at) for at, one in enumerate(instruments)}
@@ -143,20 +143,13 @@ def test_the_writers_die_with_their_parent(server: EmbeddedServer, tmp_path: Pat
     )
     parent = subprocess.Popen([sys.executable, "-c", code, server.url, str(told)])
     try:
-        await_true(told.exists)
+        waited_for(told.exists)
         pid = int(told.read_text())
-        await_true(lambda: client(server, 0).exists("ticks:A") == 1)
+        waited_for(lambda: client(server, 0).exists("ticks:A") == 1)
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    await_true(lambda: not alive(pid))
-
-
-def await_true(condition: object, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
+    waited_for(lambda: not alive(pid))
 
 
 def alive(pid: int) -> bool:

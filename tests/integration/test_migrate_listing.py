@@ -104,7 +104,7 @@ def test_a_pipeline_bigger_than_all_buffers_does_not_block(server: EmbeddedServe
         done: list[int] = []
         thread = threading.Thread(target=lambda: done.append(len(endpoint.exchange(packed, 40))), daemon=True)
         thread.start()
-        thread.join(30)
+        thread.join(60)
         assert done == [40]
 
 

@@ -135,7 +135,7 @@ def test_metrics_are_served_on_this_machine_alone(server: EmbeddedServer, tmp_pa
     with Viewer(helm(server, tmp_path)) as viewer, metrics.Served(viewer.view, 0) as served:
         url = f"http://127.0.0.1:{served.port}/metrics"
         for _ in range(2):
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 assert b"onetape_migration_version 1.0" in answer.read()
         with pytest.raises(ConfigInvalid, match="metrics"):
             metrics.Served(viewer.view, served.port)

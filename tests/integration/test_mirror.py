@@ -150,7 +150,7 @@ def test_a_flushed_source_stops_the_mirror_and_deletes_nothing(
     m.begin(server.url)
     with pytest.raises(AssertionError) as stopped, m.mirroring(server.url, tmp_path) as running:
         old.flushdb() if how == "flush" else old.swapdb(5, 9)
-        running.until(lambda: False, 10)
+        running.until(lambda: False)
     assert isinstance(running.error, SourceVanished), stopped.value
     assert running.error.facts["keys"] == 300
     assert len(new.keys("new:*")) == 300

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 from tests.sierra_files import header, trade
+from tests.waiting import waited_for
 
 import onetape
 from onetape import Tick
@@ -55,12 +55,12 @@ class Served:
             found.extend(message.removeprefix("the page is at ") for message in messages[-1:])
             return bool(found)
 
-        until(told)
+        waited_for(told)
         return found[-1]
 
     def get(self, path: str) -> tuple[int, Any]:
         try:
-            with urllib.request.urlopen(self.url + path, timeout=20) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=60) as answer:
                 return answer.status, json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
@@ -83,13 +83,6 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
         if one.process.poll() is None:
             one.process.kill()
         one.process.wait()
-
-
-def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.02)
 
 
 def config(place: Path, text: str) -> None:
@@ -127,10 +120,10 @@ def test_a_file_is_tailed_onto_the_tape_and_shown_and_the_end_is_clean(tmp_path:
     file.write_bytes(header() + b"".join(records(0, 100)))
     served = serve()
     assert served.get("/healthz")[0] == 200
-    until(lambda: stored(tmp_path) == 100)
+    waited_for(lambda: stored(tmp_path) == 100)
     with file.open("ab") as more:
         more.write(b"".join(records(100, 50)))
-    until(lambda: stored(tmp_path) == 150)
+    waited_for(lambda: stored(tmp_path) == 150)
     (symbol,) = served.get("/api/v1/symbols")[1]["symbols"]
     assert symbol["symbol"] == "ESZ6"
     names = [task["name"] for task in served.get("/api/v1/status")[1]["tasks"]]
@@ -145,12 +138,12 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path, serve: Any
     for _ in range(3):
         served = serve()
         before = stored(tmp_path)
-        until(lambda served=served, before=before: stored(tmp_path) > before or stored(tmp_path) == 20_000)
+        waited_for(lambda served=served, before=before: stored(tmp_path) > before or stored(tmp_path) == 20_000)
         served.process.kill()
         served.process.wait()
     served = serve()
     assert served.get("/healthz")[0] == 200
-    until(lambda: stored(tmp_path) == 20_000)
+    waited_for(lambda: stored(tmp_path) == 20_000)
     assert served.end() == 0
     with onetape.open(tmp_path / "market_data.db", mode="r") as tape:
         times = tape.read("ESZ6", columns=["ts_event_ns"])["ts_event_ns"].to_pylist()
@@ -161,11 +154,11 @@ def test_the_tape_may_be_away_at_the_start_and_come_later(tmp_path: Path, serve:
     config(tmp_path, 'tape = "later/market_data.db"\n' + SCID)
     (tmp_path / "ESZ6.scid").write_bytes(header() + b"".join(records(0, 10)))
     served = serve()
-    until(lambda: served.get("/readyz")[0] == 503)
+    waited_for(lambda: served.get("/readyz")[0] == 503)
     assert served.get("/healthz")[0] == 200
     (tmp_path / "later").mkdir()
-    until(lambda: stored(tmp_path / "later") == 10)
-    until(lambda: served.get("/readyz")[0] == 200)
+    waited_for(lambda: stored(tmp_path / "later") == 10)
+    waited_for(lambda: served.get("/readyz")[0] == 200)
     assert served.end(signal.SIGINT) == 0
 
 
@@ -174,8 +167,8 @@ def test_a_port_that_is_taken_is_said_and_everything_else_goes_on(tmp_path: Path
         config(tmp_path, SCID)
         (tmp_path / "ESZ6.scid").write_bytes(header() + b"".join(records(0, 10)))
         served = serve("--port", str(taken.getsockname()[1]))
-        until(lambda: stored(tmp_path) == 10)
-        until(lambda: any("cannot be listened on" in line["message"] for line in served.said))
+        waited_for(lambda: stored(tmp_path) == 10)
+        waited_for(lambda: any("cannot be listened on" in line["message"] for line in served.said))
         assert served.end() == 0
 
 
@@ -208,7 +201,7 @@ def test_a_system_that_is_ended_stores_what_its_sources_had_read(tmp_path: Path,
     config(tmp_path, SCID)
     (tmp_path / "ESZ6.scid").write_bytes(header() + b"".join(records(0, 50_000)))
     served = serve()
-    until(lambda: stored(tmp_path) > 0)
+    waited_for(lambda: stored(tmp_path) > 0)
     assert served.end() == 0
     told = served.said
     with onetape.open(tmp_path / "market_data.db", mode="r") as tape:
@@ -269,5 +262,5 @@ def test_what_other_processes_append_is_served_too(tmp_path: Path, serve: Any) -
     _ = served.url
     with onetape.open(tmp_path / "market_data.db") as tape:
         tape.append(Tick("NQZ6", T0, 21000.0, 1.0))
-    until(lambda: [row["symbol"] for row in served.get("/api/v1/symbols")[1]["symbols"]] == ["NQZ6"])
+    waited_for(lambda: [row["symbol"] for row in served.get("/api/v1/symbols")[1]["symbols"]] == ["NQZ6"])
     assert served.end() == 0

@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import xxhash
+from tests.waiting import waited_for
 
 import onetape
 from onetape import Bar, InvalidRecord, Tick
@@ -361,26 +362,21 @@ def test_an_idle_subscriber_is_not_taken_for_a_slow_one(tape):
         for policy in ("drop_oldest", "disconnect")
     ]
     tape.append([Tick("A", T0 + i, 1.0) for i in range(1000)])
-    deadline = time.monotonic() + 60
-    while len(got) < 2000 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(got) == 2000
+    waited_for(lambda: len(got) == 2000, "all is heard")
     assert [one.dropped for one in ended] == [0, 0]
 
 
 def test_subscriptions_that_ended_by_themselves_do_not_pile_up(tape):
     for _ in range(15):
-        stuck = threading.Event()
-        one = tape.subscribe(lambda record, stuck=stuck: stuck.wait(10), when_slow="disconnect", queue_records=1)
+        stuck, called = threading.Event(), threading.Event()
+        stick = lambda record, stuck=stuck, called=called: (called.set(), stuck.wait(60))  # noqa: E731
+        one = tape.subscribe(stick, when_slow="disconnect", queue_records=1)
         tape.append(Tick("A", T0, 1.0))
-        time.sleep(0.01)
+        assert called.wait(60)
         tape.append([Tick("A", T0 + i, 1.0) for i in range(50)])
         time.sleep(0.02)
         stuck.set()
-        deadline = time.monotonic() + 60
-        while (one.active or one._queue) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        assert not one._queue
+        waited_for(lambda one=one: not one.active and not one._queue, "the slow one is ended")
     assert len(tape.stats().subscriptions) <= 8
 
 

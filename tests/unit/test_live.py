@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.waiting import waited_for
 
 import onetape
 from onetape import Tick
@@ -19,13 +20,6 @@ T0 = 1_700_000_000_000_000_000
 def tape(tmp_path):
     with onetape.open(tmp_path / "t.db") as opened:
         yield opened
-
-
-def _wait(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
 
 
 def test_follow_goes_from_history_to_live_without_gap_or_duplicate(tape):
@@ -126,7 +120,7 @@ def test_closing_a_tape_leaves_no_log_no_thread_and_no_open_file(tmp_path):
         tape.append(Tick("A", T0 + 1, price=1.0))
         tape.close()
         assert follower.take(0.1) == []
-    _wait(lambda: threading.active_count() <= threads)
+    waited_for(lambda: threading.active_count() <= threads)
     assert [name.name for name in tmp_path.iterdir()] == ["t.db"]
     assert not [name for name in open_files() if str(tmp_path) in name or "inotify" in name]
 
@@ -143,7 +137,7 @@ def test_subscribers_get_every_record_once_and_in_order(tape):
     subscription = tape.subscribe(lambda record: got.append(record.seq), when_slow="block")
     for i in range(500):
         tape.append(Tick("A", T0 + i, price=1.0))
-    _wait(lambda: len(got) == 500)
+    waited_for(lambda: len(got) == 500)
     assert got == list(range(1, 501))
     subscription.close()
     tape.append(Tick("A", T0, price=1.0))
@@ -156,7 +150,7 @@ def test_a_subscriber_in_another_process_position_can_resume(tape):
     tape.append([Tick("A", T0 + i, price=1.0) for i in range(10)])
     got: list[int] = []
     subscription = tape.subscribe(lambda record: got.append(record.seq), from_seq=4, when_slow="block")
-    _wait(lambda: len(got) == 6)
+    waited_for(lambda: len(got) == 6)
     assert got == [5, 6, 7, 8, 9, 10]
     assert subscription.position == 10
 
@@ -170,7 +164,7 @@ class Slow:
 
     def __call__(self, record):
         self.got.append(record)
-        self.go.wait(20)
+        self.go.wait(60)
 
 
 def test_a_stuck_subscriber_never_stops_a_writer_or_another_subscriber(tape):
@@ -182,7 +176,7 @@ def test_a_stuck_subscriber_never_stops_a_writer_or_another_subscriber(tape):
     tape.subscribe(lambda record: quick.append(record.seq), when_slow="block")
     for i in range(2000):
         tape.append(Tick("A", T0 + i, price=1.0))
-    _wait(lambda: len(quick) == 2000)
+    waited_for(lambda: len(quick) == 2000)
     for slow in stuck:
         slow.go.set()
 
@@ -191,13 +185,13 @@ def test_drop_oldest_keeps_the_newest_and_counts(tape):
     slow = Slow()
     subscription = tape.subscribe(slow, when_slow="drop_oldest", queue_records=10)
     tape.append(Tick("A", T0, price=0.0))
-    _wait(lambda: slow.got)
+    waited_for(lambda: slow.got)
     for i in range(1, 101):
         tape.append(Tick("A", T0 + i, price=float(i)))
     assert subscription.stats(101).lag >= 90
     time.sleep(0.02)
     slow.go.set()
-    _wait(lambda: slow.got[-1].price == 100.0)
+    waited_for(lambda: slow.got[-1].price == 100.0)
     assert [tick.price for tick in slow.got[-10:]] == [float(i) for i in range(91, 101)]
     assert len(slow.got) + subscription.dropped == 101
     assert subscription.dropped >= 80
@@ -207,14 +201,14 @@ def test_conflate_gives_the_newest_of_each_symbol_and_late_data_does_not_replace
     slow = Slow()
     subscription = tape.subscribe(slow, when_slow="conflate")
     tape.append(Tick("first", T0, price=0.0))
-    _wait(lambda: slow.got)
+    waited_for(lambda: slow.got)
     for i in range(50):
         tape.append(Tick("A", T0 + i, price=float(i)))
         tape.append(Tick("B", T0 + i, price=float(i)))
     tape.append(Tick("A", T0 - 5, price=-1.0))
     time.sleep(0.02)
     slow.go.set()
-    _wait(lambda: len(slow.got) == 3)
+    waited_for(lambda: len(slow.got) == 3)
     assert {tick.symbol: tick.price for tick in slow.got[1:]} == {"A": 49.0, "B": 49.0}
     assert subscription.dropped == 99
 
@@ -223,11 +217,11 @@ def test_disconnect_ends_the_slow_one_and_says_why(tape):
     slow = Slow()
     subscription = tape.subscribe(slow, when_slow="disconnect", queue_records=10)
     tape.append(Tick("A", T0, price=0.0))
-    _wait(lambda: slow.got)
+    waited_for(lambda: slow.got)
     tape.append([Tick("A", T0 + i, price=1.0) for i in range(50)])
     time.sleep(0.02)
     slow.go.set()
-    _wait(lambda: not subscription.active)
+    waited_for(lambda: not subscription.active)
     assert isinstance(subscription.error, onetape.SubscriberTooSlow)
 
 
@@ -237,7 +231,7 @@ def test_block_gets_everything_however_late(tape):
     for i in range(300):
         tape.append(Tick("A", T0 + i, price=float(i)))
     slow.go.set()
-    _wait(lambda: len(slow.got) == 300)
+    waited_for(lambda: len(slow.got) == 300)
     assert [tick.price for tick in slow.got] == [float(i) for i in range(300)]
     assert subscription.dropped == 0
 
@@ -253,8 +247,8 @@ def test_an_exception_in_a_callback_is_counted_and_the_feed_goes_on(tape, caplog
     subscription = tape.subscribe(callback)
     for i in range(3):
         tape.append(Tick("A", T0 + i, price=float(i)))
-    _wait(lambda: len(got) == 3)
-    _wait(lambda: subscription.delivered == 3)
+    waited_for(lambda: len(got) == 3)
+    waited_for(lambda: subscription.delivered == 3)
     assert subscription.errors == 1
     assert "a bug of the subscriber" in caplog.text
 
@@ -298,7 +292,7 @@ def test_a_writer_groups_commits_and_flush_makes_them_durable(tape):
 def test_a_writer_stores_within_its_delay_by_itself(tape):
     with tape.writer(max_delay_ms=2) as writer:
         writer.append(Tick("A", T0, price=1.0))
-        _wait(lambda: tape.latest("A") is not None)
+        waited_for(lambda: tape.latest("A") is not None)
 
 
 def test_a_writer_refuses_an_invalid_tick_at_once_and_keeps_the_rest(tape):

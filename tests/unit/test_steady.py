@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from tests.waiting import waited_for
 
 import onetape
 from onetape import Bar, InvalidRecord, Tick
@@ -19,13 +20,6 @@ from onetape.steady.ring import Ring
 
 T0 = 1_763_740_800_000_000_000
 S = 1_000_000_000
-
-
-def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.01)
 
 
 def tick(i, symbol="A", **more):
@@ -64,7 +58,7 @@ def test_a_tape_that_is_missing_at_the_start_is_written_when_its_folder_comes(aw
     assert away.append(tick(3), cursor=("s", None, "x")) is None
     assert away.status.held == 3 and away.cursor("s") == "x" and away.head is None
     away.path.parent.mkdir()
-    until(lambda: away.status.on_tape)
+    waited_for(lambda: away.status.on_tape)
     assert prices(away.path) == [1.0, 2.0, 3.0]
     assert away.tape.cursor("s") == "x" and away.status.written_back == 3 and away.status.held == 0
 
@@ -91,7 +85,7 @@ def test_reads_join_what_is_on_the_tape_and_what_is_held(steady, tmp_path):
         assert steady.read("A")["price"].to_pylist() == [0.0, 10.0, 20.0, 30.0]
         (bar,) = steady.bar_list("A")
         assert (bar.open, bar.high, bar.close, bar.volume, bar.trades) == (0.0, 30.0, 30.0, 4.0, 4)
-    until(lambda: steady.status.on_tape)
+    waited_for(lambda: steady.status.on_tape)
     (again,) = steady.bar_list("A")
     assert (again.open, again.close, again.volume) == (0.0, 30.0, 4.0)
 
@@ -123,7 +117,7 @@ def test_a_locked_tape_holds_records_for_later(tmp_path):
         steady.append(tick(1))
         with locked(steady.path):
             assert [steady.append(tick(i)) for i in range(2, 50)] == [None] * 48
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
         steady.append(tick(50))
         assert prices(steady.path) == [float(i) for i in range(1, 51)]
 
@@ -142,10 +136,10 @@ def test_subscribers_get_each_record_once_and_in_order_through_outages(tmp_path)
                     number += 1
                     steady.append(tick(number))
                     steady.append(tick(number, symbol="B"))
-                until(lambda number=number: got and got[-1] == number)
-            until(lambda: steady.status.on_tape)
+                waited_for(lambda number=number: got and got[-1] == number)
+            waited_for(lambda: steady.status.on_tape)
         steady.append(tick(number + 1))
-        until(lambda: got[-1] == number + 1)
+        waited_for(lambda: got[-1] == number + 1)
         time.sleep(0.2)
         assert got == [float(i) for i in range(1, number + 2)]
         assert prices(steady.path) == got
@@ -158,11 +152,11 @@ def test_a_subscriber_that_comes_after_an_outage_gets_what_is_written_back_from_
     got = []
     away.subscribe(lambda record: got.append((record.price, record.seq)), when_slow="block")
     away.append(tick(2))
-    until(lambda: got == [(2.0, None)])
+    waited_for(lambda: got == [(2.0, None)])
     away.path.parent.mkdir()
-    until(lambda: away.status.on_tape)
+    waited_for(lambda: away.status.on_tape)
     away.append(tick(3))
-    until(lambda: (3.0, 3) in got)
+    waited_for(lambda: (3.0, 3) in got)
     assert (2.0, 2) not in got
 
 
@@ -171,7 +165,7 @@ def test_what_other_processes_append_is_given_too(steady):
     steady.subscribe(lambda record: got.append(record.price))
     with onetape.open(steady.path) as other:
         other.append(tick(7))
-    until(lambda: got == [7.0])
+    waited_for(lambda: got == [7.0])
 
 
 def test_the_ring_drops_the_oldest_and_counts_it(tmp_path):
@@ -183,7 +177,7 @@ def test_the_ring_drops_the_oldest_and_counts_it(tmp_path):
         assert (steady.status.held, steady.status.dropped) == (10, 45)
         assert steady.latest("A").price == 129.0
         steady.path.parent.mkdir()
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
         assert prices(steady.path) == [float(i) for i in range(120, 130)]
         assert steady.status.dropped == 45
 
@@ -199,7 +193,7 @@ def test_what_a_source_can_give_again_is_never_dropped_it_waits(tmp_path):
         steady.append([tick(93)])
         assert steady.cursor("s") == "8"
         steady.path.parent.mkdir()
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
         assert prices(steady.path)[:8] == [float(i) for i in range(8)]
         assert steady.append([tick(i) for i in range(8, 12)], cursor=("s", "8", "12")) is not None
 
@@ -210,7 +204,7 @@ def test_an_invalid_record_is_refused_while_the_tape_is_away_too(away):
     assert away.status.held == 0
     assert away.append([tick(1), Tick("A", T0, float("nan"))], on_invalid="quarantine") is None
     away.path.parent.mkdir()
-    until(lambda: away.status.on_tape)
+    waited_for(lambda: away.status.on_tape)
     assert prices(away.path) == [1.0] and len(away.tape.quarantined()) == 1
 
 
@@ -232,7 +226,7 @@ def test_what_no_tape_takes_is_refused_at_once_and_does_not_keep_the_tape_away(a
         away.append_table({"symbol": ["A"], "ts_event_ns": [T0], "price": [1.0]}, **how)
     assert away.append(tick(2)) is None
     (tmp_path / "later").mkdir()
-    until(lambda: away.status.on_tape)
+    waited_for(lambda: away.status.on_tape)
     assert prices(tmp_path / "later" / "t.db") == [2.0]
 
 
@@ -242,7 +236,7 @@ def test_a_table_that_is_larger_than_the_ring_is_counted_where_it_is_cut(tmp_pat
         assert steady.append_table(table) is None
         assert (steady.status.held, steady.status.dropped) == (10, 15)
         (tmp_path / "later").mkdir()
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
     assert prices(tmp_path / "later" / "t.db") == [float(i) for i in range(15, 25)]
 
 
@@ -268,7 +262,7 @@ def test_identities_hold_across_an_outage(away):
         away.append([tick(3), tick(4)], ids=[b"3", b"4"])
     away.append(Bar("A", "1d", T0 // 86_400_000_000_000 * 86_400_000_000_000, 1, 2, 1, 2, source="v"))
     away.path.parent.mkdir()
-    until(lambda: away.status.on_tape)
+    waited_for(lambda: away.status.on_tape)
     assert prices(away.path) == [1.0, 2.0, 3.0, 4.0]
     assert away.tape.symbols()[0].bars == 1
 
@@ -282,7 +276,7 @@ def test_a_cursor_that_somebody_else_moved_meanwhile_stores_nothing_twice(tmp_pa
             steady.append(tick(9))
             steady._closed.wait(0.05)
             # what the lost answer of a write would look like, and a second feed of the same name
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
         assert prices(path) == [1.0, 2.0, 9.0]
         with onetape.open(path) as other:
             other.append(tick(3), cursor=("s", "2", "3"))
@@ -301,7 +295,7 @@ def test_a_file_that_is_removed_while_it_is_open_is_noticed_and_not_made_anew(st
     assert not steady.path.exists()
     steady.append(tick(3))
     kept.rename(steady.path)
-    until(lambda: steady.status.on_tape)
+    waited_for(lambda: steady.status.on_tape)
     assert prices(steady.path) == [1.0, 2.0, 3.0]
 
 
@@ -319,7 +313,7 @@ def test_a_damaged_file_is_not_written_to_before_it_is_whole_again(tmp_path):
         time.sleep(0.2)
         assert path.read_bytes() == damaged and steady.status.held == 1
         path.write_bytes(whole)
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
         assert prices(path)[-1] == 9999.0
 
 
@@ -350,7 +344,7 @@ def test_a_disk_that_is_full_holds_records_until_there_is_room(tmp_path):
             assert "full" in steady.status.reason
             assert steady.latest("A").price == number
             ballast.unlink()
-            until(lambda: steady.status.on_tape)
+            waited_for(lambda: steady.status.on_tape)
             assert prices(disk / "t.db") == [float(i) for i in range(number + 1)]
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
@@ -372,7 +366,7 @@ def test_a_disk_that_turns_read_only_holds_records_until_it_can_be_written(tmp_p
             assert not steady.status.on_tape
             assert steady.append(tick(1)) is None
             subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-            until(lambda: steady.status.on_tape)
+            waited_for(lambda: steady.status.on_tape)
             assert prices(disk / "t.db") == [0.0, 1.0]
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)
@@ -403,7 +397,7 @@ def test_killed_while_it_writes_back_nothing_is_doubled(tmp_path):
         except sqlite3.Error:
             return None
 
-    until(lambda: (some() or (0,))[0])
+    waited_for(lambda: (some() or (0,))[0])
     process.kill()
     process.wait()
     with onetape.open(path, retention_days=None) as tape:
@@ -430,13 +424,13 @@ def test_many_threads_append_through_outages_and_nothing_is_lost_or_doubled(tmp_
         for _ in range(3):
             time.sleep(0.1)
             with locked(path):
-                until(lambda: not steady.status.on_tape)
+                waited_for(lambda: not steady.status.on_tape)
                 time.sleep(0.05)
-            until(lambda: steady.status.on_tape)
+            waited_for(lambda: steady.status.on_tape)
         stop.set()
         for thread in threads:
             thread.join()
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
         for which, count in enumerate(counts):
             table = steady.tape.read(f"W{which}", columns=["price"])
             assert table["price"].to_pylist() == [float(i) for i in range(count)]
@@ -449,7 +443,7 @@ def test_coverage_is_not_claimed_for_an_outage(tmp_path):
         steady.cover("A", T0, T0 + S)
         steady.append(tick(1))
         steady.path.parent.mkdir()
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
         beat.alive()
         time.sleep(0.05)
         beat.alive()
@@ -497,7 +491,7 @@ def test_a_file_that_is_replaced_while_the_tape_is_locked_gets_what_was_held(tmp
                 (tmp_path / f"t.db{end}").rename(tmp_path / f"old.db{end}")
             (tmp_path / "new.db").replace(path)
         steady.append(tick(3))
-        until(lambda: steady.status.on_tape and not steady.status.held and prices(path) == [0.0, 2.0, 3.0])
+        waited_for(lambda: steady.status.on_tape and not steady.status.held and prices(path) == [0.0, 2.0, 3.0])
 
 
 def test_an_append_that_waited_for_a_file_that_was_replaced_is_in_the_new_one_and_given(tmp_path):
@@ -505,7 +499,7 @@ def test_an_append_that_waited_for_a_file_that_was_replaced_is_in_the_new_one_an
     with SteadyTape(path, retry_s=0.02, busy_timeout_ms=60_000, retention_days=None) as steady:
         steady.append(tick(1))
         steady.subscribe(lambda record: given.append(record.price), from_seq=0)
-        until(lambda: given == [1.0])
+        waited_for(lambda: given == [1.0])
         with locked(path):
             waiting = threading.Thread(target=steady.append, args=(tick(2),))
             waiting.start()
@@ -517,8 +511,8 @@ def test_an_append_that_waited_for_a_file_that_was_replaced_is_in_the_new_one_an
             (tmp_path / "new.db").replace(path)
         waiting.join(60)
         steady.append(tick(3))
-        until(lambda: steady.status.on_tape and not steady.status.held and prices(path) == [0.0, 2.0, 3.0])
-        until(lambda: 3.0 in given)
+        waited_for(lambda: steady.status.on_tape and not steady.status.held and prices(path) == [0.0, 2.0, 3.0])
+        waited_for(lambda: 3.0 in given)
         assert list(dict.fromkeys(given)) == [1.0, 2.0, 3.0]  # a follower that just read the old file gives it twice
 
 
@@ -564,10 +558,10 @@ def test_what_was_held_is_not_forgotten_between_a_look_at_the_tape_and_what_is_g
 
     follower._again = interrupted
     (tmp_path / "later").mkdir()
-    until(lambda: away.status.on_tape)
+    waited_for(lambda: away.status.on_tape)
     away.append(tick(3))
     given = []
-    until(lambda: given.extend(t.price for t in follower.take(0.1)) or 3.0 in given)
+    waited_for(lambda: given.extend(t.price for t in follower.take(0.1)) or 3.0 in given)
     assert given == [3.0]
 
 
@@ -607,5 +601,5 @@ def test_what_can_be_read_only_once_is_held_whole(tmp_path):
         with locked(steady.path):  # the tape reads it before it finds that it is locked
             assert steady.append(tick(i) for i in range(5)) is None
             assert steady.status.held == 5
-        until(lambda: steady.status.on_tape)
+        waited_for(lambda: steady.status.on_tape)
         assert prices(steady.path) == [0.0, 1.0, 2.0, 3.0, 4.0]

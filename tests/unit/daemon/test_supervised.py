@@ -15,7 +15,7 @@ def quickly():
 
 
 async def until(condition):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -57,7 +57,7 @@ def test_what_fails_says_why_and_the_start_does_not_hang(error, state, told):
 
         task = Supervised("part", run, backoff=Backoff(60, 60))
         task.start()
-        assert not await task.settled(20)
+        assert not await task.settled(60)
         assert task.state == state and told in task.trouble
         assert await task.stop(5)
 
@@ -71,7 +71,7 @@ def test_a_plain_end_of_what_runs_once_is_its_end():
 
         task = Supervised("file", run, once=True)
         task.start()
-        assert await task.settled(20)
+        assert await task.settled(60)
         await until(lambda: task.state == "ended")
         assert task.restarts == 0
 
@@ -111,8 +111,8 @@ def test_a_stop_waits_until_the_thread_has_stored_what_it_held():
 
         task = Supervised("source", run)
         task.start()
-        assert await task.settled(20)
-        assert await task.stop(20)
+        assert await task.settled(60)
+        assert await task.stop(60)
         assert stored == ["the rest"]
 
     asyncio.run(story())
@@ -124,11 +124,11 @@ def test_what_does_not_end_is_left_behind_and_said():
 
         async def run(up):
             up()
-            await in_own_thread(lambda: never.wait(5), lambda: None, "stuck")
+            await in_own_thread(lambda: never.wait(60), lambda: None, "stuck")
 
         task = Supervised("stuck", run)
         task.start()
-        assert await task.settled(20)
+        assert await task.settled(60)
         assert not await task.stop(0.05)
         assert "did not end" in task.trouble
         never.set()

@@ -32,7 +32,7 @@ def move(server: EmbeddedServer, version: int, phase: Phase, **fields: Any) -> N
         states.change(endpoint, PLAN, version, phase=phase, **fields)
 
 
-async def until(true: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> None:
+async def until(true: Callable[[], Awaitable[Any]], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not await true():
         assert time.monotonic() < deadline, "it did not come true in time"

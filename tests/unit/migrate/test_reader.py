@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+from tests.waiting import waited_for
 
 from onetape.embedded import EmbeddedServer
 from onetape.errors import CommandUnmapped, ConfigInvalid, EndpointError, StateMoved
@@ -55,13 +56,6 @@ def operator(server: EmbeddedServer) -> Iterator[Operator]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every read asks for the state, so that a test need not wait."""
     monkeypatch.setattr(view, "REFRESH_S", 0.0)
-
-
-def until(true: Callable[[], Any], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
 
 
 # Which side answers
@@ -176,7 +170,7 @@ def test_a_change_takes_effect_within_a_quarter_of_a_second_also_for_a_client_th
         assert reader.get(OLD) == b"old"
         operator.move(Phase.CUT_OVER)
         moved = time.monotonic()
-        until(lambda: reader.get(OLD) == b"new", view.REFRESH_S + 5)
+        waited_for(lambda: reader.get(OLD) == b"new", view.REFRESH_S + 5)
         operator.move(Phase.VERIFIED)
         time.sleep(view.REFRESH_S + 0.01)
         assert reader.get(OLD) == b"old"  # the very first read after the pause
@@ -349,7 +343,7 @@ def test_a_stream_that_is_waited_for_is_followed_across_the_switch(server: Embed
     with ReaderRedis(port=server.port, decode_responses=True) as reader:
         thread = threading.Thread(target=lambda: got.append(reader.xread({"ticks:X": "$"}, block=0)))
         thread.start()
-        until(lambda: any(c["cmd"] == "xread" for c in operator.db[0].client_list()))
+        waited_for(lambda: any(c["cmd"] == "xread" for c in operator.db[0].client_list()))
         operator.move(Phase.CUT_OVER)
         time.sleep(0.7)
         operator.db[1].xadd("ticks:X", {"n": 1}, id="2-0")
@@ -368,7 +362,7 @@ def test_keys_that_the_plan_leaves_alone_and_keyless_commands_are_a_plain_client
         assert reader.set("own", 1) and reader.get("own") == b"1" and reader.incr("own") == 2
         assert reader.keys() == [b"own"] and reader.dbsize() == 1
         assert reader.publish("indicators:X:rsi", "an alert") == 0
-        with reader.lock("own-lock", timeout=5):
+        with reader.lock("own-lock", timeout=60):
             assert reader.exists("own-lock")
         script = reader.register_script("return redis.call('GET', KEYS[1])")
         assert script(keys=["own"]) == b"2"
@@ -428,7 +422,7 @@ def test_a_reader_beside_a_client_keeps_off_its_connections(server: EmbeddedServ
         assert reader.execute("GET", "own", db=2) is None
     with Reader(server.url + "/5", "trading_system", name="charts") as reader:
         assert reader.get(OLD) == b"new"
-        until(lambda: operator.db[1].hlen(NAMES.clients) == 1)
+        waited_for(lambda: operator.db[1].hlen(NAMES.clients) == 1)
         (told,) = operator.db[1].hvals(NAMES.clients)
         assert json.loads(told)["name"] == "charts"
         names = {client["name"] for client in operator.db[0].client_list()}
@@ -483,7 +477,7 @@ def test_a_state_that_is_gone_or_spoiled_keeps_the_phase_and_is_said(
             (lambda: operator.db[1].delete(NAMES.state), "gone", b"old"),
         ):
             spoil()
-            until(lambda why=why: reader.get(OLD) and why in reader.status().trouble)
+            waited_for(lambda why=why: reader.get(OLD) and why in reader.status().trouble)
             assert reader.get(OLD) == value
         operator.version = 0
         operator.move(Phase.VERIFIED)
@@ -526,14 +520,14 @@ def test_the_heartbeat_tells_version_and_fallbacks_and_goes_with_the_client(
             values = operator.db[1].hvals(NAMES.clients)
             return json.loads(values[0]) if values else {}
 
-        until(lambda: told().get("old_fallbacks") == 1)
+        waited_for(lambda: told().get("old_fallbacks") == 1)
         beat = told()
         assert beat["kind"] == "reader" and beat["pid"] == os.getpid() and beat["version"] == 1
         assert beat["fallback_rate_60s"] == 1.0 and beat["phase"] == "reads_switched"
         server_s = operator.db[1].time()[0]
         assert abs(beat["at_ms"] / 1000 - server_s) < 5
         operator.move(Phase.CUT_OVER)  # it idles, and acknowledges all the same
-        until(lambda: told()["version"] == 2)
+        waited_for(lambda: told()["version"] == 2)
     assert operator.db[1].hlen(NAMES.clients) == 0
 
 
@@ -546,12 +540,12 @@ def test_a_shadow_read_finds_what_differs_and_records_it(server: EmbeddedServer,
     with ReaderRedis(port=server.port, db=5) as reader:
         reader.get(OLD)
         reader.execute("HGETALL", "volume_state:7", db=2)
-        until(lambda: reader.status().stats.mismatches == 1)
-        until(lambda: reader.status().stats.shadow == 2)
+        waited_for(lambda: reader.status().stats.mismatches == 1)
+        waited_for(lambda: reader.status().stats.shadow == 2)
         (found,) = reader.status().mismatches
         assert (found.db, found.key, found.new_key, found.command) == (5, OLD.encode(), NEW.encode(), "GET")
         assert found.old != found.new and len(found.old) == 32
-        until(lambda: operator.db[1].hlen(NAMES.diverged) == 1)
+        waited_for(lambda: operator.db[1].hlen(NAMES.diverged) == 1)
         ((field, told),) = operator.db[1].hgetall(NAMES.diverged).items()
         assert field == b"5:" + OLD.encode()
         assert "shadow read" in json.loads(told)["why"] and json.loads(told)["at_ms"] == found.at_ms
@@ -567,9 +561,9 @@ def test_a_difference_that_heals_is_none(
     operator.move(Phase.VERIFIED, shadow_share=1.0)
     with ReaderRedis(port=server.port, db=5) as reader:
         reader.get(OLD)
-        until(lambda: reader.status().stats.shadow == 1)
+        waited_for(lambda: reader.status().stats.shadow == 1)
         operator.db[1].set(NEW, "1")
-        until(lambda: reader.status().stats.healed == 1)
+        waited_for(lambda: reader.status().stats.healed == 1)
         assert reader.status().stats.mismatches == 0 and operator.db[1].hlen(NAMES.diverged) == 0
 
 
@@ -592,7 +586,7 @@ def test_a_writer_of_both_sides_is_no_mismatch(server: EmbeddedServer, operator:
     thread = threading.Thread(target=write)
     with ReaderRedis(port=server.port, db=5) as reader:
         thread.start()
-        until(lambda: reader.get(OLD) is not None and reader.status().stats.shadow > 100)
+        waited_for(lambda: reader.get(OLD) is not None and reader.status().stats.shadow > 100)
         done.set()
         thread.join()
         stats = reader.status().stats
@@ -607,10 +601,10 @@ def test_the_shadow_share_is_followed_live(server: EmbeddedServer, operator: Ope
         reader.get(OLD)
         assert not reader._core.jobs
         operator.move(Phase.VERIFIED, shadow_share=1.0)
-        until(lambda: reader.get(OLD) and reader.status().stats.shadow > 0)
+        waited_for(lambda: reader.get(OLD) and reader.status().stats.shadow > 0)
         operator.move(Phase.VERIFIED, shadow_share=0.0)
-        until(lambda: reader.get(OLD) and reader.status().version == 3)
-        until(lambda: not reader._core.jobs)
+        waited_for(lambda: reader.get(OLD) and reader.status().version == 3)
+        waited_for(lambda: not reader._core.jobs)
         before = reader.status().stats.shadow
         for _ in range(50):
             reader.get(OLD)
@@ -625,7 +619,7 @@ def test_comparisons_have_a_bounded_queue_and_a_connection_of_their_own(
     operator.move(Phase.VERIFIED, shadow_share=1.0)
     with ReaderRedis(port=server.port, db=5) as reader:
         reader.get(OLD)
-        until(lambda: reader.status().stats.shadow == 1)
+        waited_for(lambda: reader.status().stats.shadow == 1)
         name = f"onetape-reader-{reader.status().name}"
         assert len([c for c in operator.db[0].client_list() if c["name"] == name]) >= 2
         held = threading.Event()
@@ -654,7 +648,7 @@ def test_a_server_that_stands_still_for_comparisons_only_costs_comparisons(
             lambda pool, db, name: own(pools.like(pool, host="127.0.0.1", port=other.port), db, name),
         )
         with ReaderRedis(port=fresh_server.port, db=5) as reader:
-            until(lambda: reader.get(OLD) and reader.status().stats.shadow)
+            waited_for(lambda: reader.get(OLD) and reader.status().stats.shadow)
             os.kill(other.pid, signal.SIGSTOP)
             try:
                 before = reader.status().stats.failed
@@ -664,7 +658,7 @@ def test_a_server_that_stands_still_for_comparisons_only_costs_comparisons(
                     assert reader.get(OLD) == b"1"
                     longest = max(longest, time.monotonic() - started)
                 assert longest < 5
-                until(lambda: reader.status().stats.failed > before)
+                waited_for(lambda: reader.status().stats.failed > before)
                 assert reader.status().stats.dropped > 0
             finally:
                 os.kill(other.pid, signal.SIGCONT)
@@ -683,7 +677,7 @@ def test_a_server_that_dies_gives_the_error_of_redis_py_and_reads_go_on_when_it_
         fresh_server.start()
         with redis.Redis(port=fresh_server.port, db=5) as client:
             client.set(OLD, "kept")
-        until(lambda: reader.get(OLD) == b"kept")  # the state went with the server, and so did the new side
+        waited_for(lambda: reader.get(OLD) == b"kept")  # the state went with the server, and so did the new side
         assert "gone" in reader.status().trouble
 
 
@@ -692,7 +686,7 @@ def test_a_forked_process_is_another_client(server: EmbeddedServer, operator: Op
     operator.move(Phase.CUT_OVER)
     with ReaderRedis(port=server.port, db=5) as reader:
         assert reader.get(OLD) == b"new"
-        until(lambda: operator.db[1].hlen(NAMES.clients) == 1)
+        waited_for(lambda: operator.db[1].hlen(NAMES.clients) == 1)
         child = os.fork()
         if not child:
             code = 1
@@ -703,7 +697,7 @@ def test_a_forked_process_is_another_client(server: EmbeddedServer, operator: Op
             finally:
                 os._exit(code)
         try:
-            until(lambda: operator.db[1].hlen(NAMES.clients) == 2)
+            waited_for(lambda: operator.db[1].hlen(NAMES.clients) == 2)
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -715,7 +709,7 @@ def test_a_client_that_nobody_holds_any_more_ends_its_thread(server: EmbeddedSer
     thread = reader._stop._thread
     assert thread is not None and thread.is_alive()
     del reader
-    until(lambda: not thread.is_alive())
+    waited_for(lambda: not thread.is_alive())
 
 
 def test_a_process_that_ends_without_closing_takes_its_heartbeat_along(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.waiting import waited_for
 
 import onetape
 from onetape import ConfigInvalid, SourceRefused, Tick
@@ -23,13 +24,6 @@ from onetape.sources.source import Backoff, Delivery
 
 _NS = 1_000_000_000
 _T0 = 1_760_000_000 * _NS
-
-
-def until(condition: Callable[[], object], what: str = "") -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 class Running:
@@ -54,7 +48,7 @@ class Running:
 
     def end(self) -> None:
         self.source.close()
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive()
 
 
@@ -77,12 +71,12 @@ def trade(number: int, symbol: str = "ESZ6") -> Tick:
 @pytest.mark.parametrize("push", [True, False], ids=["pushed", "polled"])
 def test_ticks_arrive_by_websocket_or_where_that_is_refused_by_polling(push: bool) -> None:
     with BridgeServer(push=push) as server, running(server.port, symbols=["ESZ6", "NFO:NIFTY 50/X"]) as run:
-        until(lambda: run.source.stats.state == "live")
+        waited_for(lambda: run.source.stats.state == "live")
         assert run.source.stats.facts["pushed"] == (2 if push else 0)
         for number in range(3):
             server.publish(trade(number))
             server.publish(trade(number, "NFO:NIFTY 50/X"))
-            until(lambda due=number: len(run.ticks) == 2 * due + 2)
+            waited_for(lambda due=number: len(run.ticks) == 2 * due + 2)
         ours = [tick for tick in run.ticks if tick.symbol == "ESZ6"]
         assert [(tick.price, tick.ts_event_ns) for tick in ours] == [(100.0 + n, _T0 + n * _NS) for n in range(3)]
 
@@ -91,25 +85,25 @@ def test_a_bridge_that_is_down_is_waited_for_and_said_to_be() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
     with running(port) as run:
-        until(lambda: run.source.stats.state == "waiting" and "refused" in (run.source.stats.trouble or ""))
+        waited_for(lambda: run.source.stats.state == "waiting" and "refused" in (run.source.stats.trouble or ""))
         with BridgeServer(port=port) as server:
-            until(lambda: run.source.stats.state == "live")
-            until(lambda: server.listeners == 1)
+            waited_for(lambda: run.source.stats.state == "live")
+            waited_for(lambda: server.listeners == 1)
             server.publish(trade(1))
-            until(lambda: run.ticks)
+            waited_for(lambda: run.ticks)
             assert run.source.stats.trouble is None
 
 
 def test_a_cut_connection_comes_back_and_its_first_state_is_not_told_twice() -> None:
     with BridgeServer() as server, running(server.port) as run:
-        until(lambda: server.listeners == 1)
+        waited_for(lambda: server.listeners == 1)
         server.publish(trade(1))
-        until(lambda: len(run.ticks) == 1)
+        waited_for(lambda: len(run.ticks) == 1)
         server.cut()
-        until(lambda: run.source.stats.reconnects >= 1 and run.source.stats.duplicates == 1)
-        until(lambda: run.missing)
+        waited_for(lambda: run.source.stats.reconnects >= 1 and run.source.stats.duplicates == 1)
+        waited_for(lambda: run.missing)
         server.publish(trade(2))
-        until(lambda: len(run.ticks) == 2)
+        waited_for(lambda: len(run.ticks) == 2)
         assert [tick.price for tick in run.ticks] == [101.0, 102.0]
 
 
@@ -123,20 +117,20 @@ def test_a_restart_tells_no_state_again(tmp_path: Path) -> None:
             thread = threading.Thread(target=feed.run, daemon=True)
             thread.start()
             stats = feed.source.stats
-            until(lambda f=feed: f.source.stats.records or f.source.stats.duplicates)
+            waited_for(lambda f=feed: f.source.stats.records or f.source.stats.duplicates)
             feed.close()
-            thread.join(timeout=30)
+            thread.join(timeout=60)
             assert not thread.is_alive() and stats is not None
             assert len(tape.read("ESZ6", 0, 2**62)) == due
 
 
 def test_what_is_no_state_is_refused_and_the_rest_goes_on() -> None:
     with BridgeServer() as server, running(server.port) as run:
-        until(lambda: server.listeners == 1)
+        waited_for(lambda: server.listeners == 1)
         server.tell("ESZ6", {"price": "dear"})
         server.tell("ESZ6", {"price": 0.0})
         server.publish(trade(1))
-        until(lambda: run.ticks)
+        waited_for(lambda: run.ticks)
         stats = run.source.stats
         assert stats.refused == 1 and "dear" in stats.facts["refused_last"] and stats.facts["placeholders"] == 1
 
@@ -156,7 +150,7 @@ def test_a_server_that_is_no_bridge_is_closed_with_a_reason(answer: bytes) -> No
     threading.Thread(target=talk, daemon=True).start()
     try:
         with running(listener.getsockname()[1]) as run:
-            until(lambda: run.source.stats.reconnects >= 2 and run.source.stats.trouble)
+            waited_for(lambda: run.source.stats.reconnects >= 2 and run.source.stats.trouble)
             assert run.ticks == []
     finally:
         listener.close()
@@ -180,7 +174,7 @@ def test_an_answer_without_end_is_cut_at_its_bound() -> None:
     threading.Thread(target=talk, daemon=True).start()
     try:
         with running(listener.getsockname()[1], transport="http") as run:
-            until(lambda: "bytes" in (run.source.stats.trouble or ""))
+            waited_for(lambda: "bytes" in (run.source.stats.trouble or ""))
     finally:
         listener.close()
 
@@ -285,7 +279,7 @@ def _drip(head: bytes) -> Callable[[socket.socket], None]:
 )
 def test_an_answer_that_drips_is_given_up_at_its_time(head: bytes) -> None:
     with server_that(_drip(head)) as port, running(port, transport="http", connect_s=0.5) as run:
-        until(lambda: "no whole answer within 0.5 s" in (run.source.stats.trouble or ""))
+        waited_for(lambda: "no whole answer within 0.5 s" in (run.source.stats.trouble or ""))
 
 
 @pytest.mark.parametrize("transport", ["http", "ws"])
@@ -293,41 +287,41 @@ def test_closing_ends_a_source_whose_bridge_says_nothing(transport: str) -> None
     with server_that(lambda taken: time.sleep(60)) as port:
         source = make("b", Options(symbols=["S"], port=port, connect_s=200.0, transport=transport))  # type: ignore[arg-type]
         run = Running(source)
-        until(lambda: source.stats.state == "connecting")
+        waited_for(lambda: source.stats.state == "connecting")
         time.sleep(0.05)
         run.end()
 
 
 def test_a_message_of_another_symbol_is_not_taken_for_ours() -> None:
     with BridgeServer() as server, running(server.port, symbols=["ESZ6", "NQZ6"]) as run:
-        until(lambda: server.listeners == 2)
+        waited_for(lambda: server.listeners == 2)
         server.tell("ESZ6", {"symbol": "ESZ6", "price": 4500.25, "timestamp": 1760000001})
         server.tell("ESZ6", {"symbol": "NQZ6", "price": 15000.0, "timestamp": 1760000002})
         server.tell("ESZ6", {"symbol": "YMZ6", "price": 35000.0, "timestamp": 1760000003})
         server.tell("ESZ6", {"symbol": "ESZ6", "price": 4500.5, "timestamp": 1760000004})
-        until(lambda: len(run.ticks) == 2)
+        waited_for(lambda: len(run.ticks) == 2)
         assert [(tick.symbol, tick.price) for tick in run.ticks] == [("ESZ6", 4500.25), ("ESZ6", 4500.5)]
         assert run.source.stats.refused == 2 and "YMZ6" in run.source.stats.facts["refused_last"]
 
 
 def test_a_symbol_may_have_another_name_at_the_bridge() -> None:
     with BridgeServer() as server, running(server.port) as run:
-        until(lambda: server.listeners == 1)
+        waited_for(lambda: server.listeners == 1)
         for second in (1, 2):
             server.tell(
                 "ESZ6", {"symbol": "ESZ26_FUT_CME", "price": 4500.25 + second, "timestamp": 1760000000 + second}
             )
-        until(lambda: len(run.ticks) == 2)
+        waited_for(lambda: len(run.ticks) == 2)
         server.tell("ESZ6", {"symbol": "NQZ26_FUT_CME", "price": 1.0, "timestamp": 1760000003})
-        until(lambda: run.source.stats.refused == 1)
+        waited_for(lambda: run.source.stats.refused == 1)
 
 
 def test_a_time_from_the_future_is_refused() -> None:
     with BridgeServer() as server, running(server.port) as run:
-        until(lambda: server.listeners == 1)
+        waited_for(lambda: server.listeners == 1)
         server.tell("ESZ6", {"price": 1.0, "timestamp": 7_000_000_000})
         server.publish(trade(1))
-        until(lambda: run.ticks)
+        waited_for(lambda: run.ticks)
         assert [tick.price for tick in run.ticks] == [101.0] and run.source.stats.refused == 1
 
 
@@ -336,14 +330,14 @@ def test_time_in_which_a_bridge_answers_nothing_is_a_gap_from_its_last_word(monk
     monkeypatch.setattr("onetape.sources.bridge.push.ASK_S", 0.1)
     monkeypatch.setattr("onetape.sources.bridge.push.LOST_S", 1.5)
     with BridgeServer() as server, _relay(server.port) as (port, stalled), running(port) as run:
-        until(lambda: server.listeners == 1)
+        waited_for(lambda: server.listeners == 1)
         server.publish(trade(1))
-        until(lambda: run.ticks)
+        waited_for(lambda: run.ticks)
         stalled.set()
         at_ns = time.time_ns()
-        until(lambda: run.source.stats.reconnects)
+        waited_for(lambda: run.source.stats.reconnects)
         stalled.clear()
-        until(lambda: run.missing)
+        waited_for(lambda: run.missing)
         ((_, start_ns, end_ns),) = run.missing
         assert start_ns <= at_ns + 100_000_000 and end_ns - start_ns > 1_000_000_000
         heard = [one.heard_ns for one in run.deliveries if one.heard_ns]

@@ -48,7 +48,7 @@ class Following:
 
     def __exit__(self, *_):
         self.source.close()
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def _run(self):

@@ -110,7 +110,7 @@ def test_a_followed_file_gives_each_line_once_and_a_changed_one_again(tmp_path):
         until(3)
     finally:
         source.close()
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()
     assert [bar.close for bar in bars] == [11, 12.25, 12.5]
     assert len(set(ids)) == 3
@@ -130,7 +130,7 @@ class Following:
 
     def __exit__(self, *_):
         self.source.close()
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def _run(self):
@@ -180,5 +180,5 @@ def test_a_day_that_is_changed_back_stands_as_it_was(tape, tmp_path):
                 time.sleep(0.01)
     finally:
         feed.close()
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()

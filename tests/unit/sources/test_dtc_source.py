@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.conftest import ROOT
+from tests.waiting import waited_for
 
 from onetape import BUY, SELL, ConfigInvalid, SourceRefused, Tick
 from onetape.sources import registry
@@ -35,13 +36,6 @@ _T0 = 1_760_000_000
 
 def trade(second: float, price: float = 4500.25, size: float = 1.0, side: int = BUY, symbol: str = "ESZ6") -> Tick:
     return Tick(symbol, _T0 * _NS + int(second * 1000) * 1_000_000, price=price, size=size, side=side)
-
-
-def until(condition: Callable[[], object], what: str = "") -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 class Running:
@@ -79,7 +73,7 @@ class Running:
 
     def end(self) -> None:
         self.source.close()
-        self._thread.join(timeout=30)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive()
 
 
@@ -105,10 +99,10 @@ def dtc_server() -> Iterator[DtcServer]:
 @pytest.mark.parametrize("encoding", dtc.ENCODINGS)
 def test_trades_and_quotes_arrive_in_every_encoding(dtc_server: DtcServer, encoding: str) -> None:
     with running(dtc_server, encoding=encoding) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish(trade(1, 4500.25, 3, SELL))
         dtc_server.publish(Tick("ESZ6", (_T0 + 2) * _NS, bid=4500.0, ask=4500.5, bid_size=7.0, ask_size=9.0))
-        until(lambda: len(run.ticks) == 2)
+        waited_for(lambda: len(run.ticks) == 2)
         sold, quote = run.ticks
         assert (sold.price, sold.size, sold.side, sold.ts_event_ns) == (4500.25, 3.0, SELL, (_T0 + 1) * _NS)
         assert (quote.price, quote.bid, quote.ask, quote.bid_size, quote.ask_size) == (None, 4500.0, 4500.5, 7.0, 9.0)
@@ -127,10 +121,10 @@ def test_trades_and_quotes_arrive_in_every_encoding(dtc_server: DtcServer, encod
 )
 def test_every_spelling_of_a_trade_and_a_quote_is_read(trades: int, quotes: int) -> None:
     with DtcServer(trade=trades, quote=quotes) as server, running(server) as run:
-        until(lambda: server.subscriptions == 1)
+        waited_for(lambda: server.subscriptions == 1)
         at = (_T0 + 1) * _NS
         server.publish(Tick("ESZ6", at, price=1.10345, size=2.0, side=BUY, bid=1.1034, ask=1.10345, bid_size=5.0))
-        until(lambda: len(run.ticks) == 2)
+        waited_for(lambda: len(run.ticks) == 2)
         quote, bought = run.ticks
         assert (bought.price, bought.size, bought.side) == (1.10345, 2.0, BUY)
         assert (quote.bid, quote.bid_size, quote.ask) == (1.1034, 5.0, 1.10345)
@@ -140,9 +134,9 @@ def test_every_spelling_of_a_trade_and_a_quote_is_read(trades: int, quotes: int)
 
 def test_names_at_the_server_may_differ_and_several_symbols_share_a_connection(dtc_server: DtcServer) -> None:
     with running(dtc_server, symbols=["ESZ6=ESZ6-CME", "NQZ6"]) as run:
-        until(lambda: dtc_server.subscriptions == 2)
+        waited_for(lambda: dtc_server.subscriptions == 2)
         dtc_server.publish([trade(1, symbol="NQZ6"), trade(1, symbol="ESZ6-CME"), trade(1, symbol="YM")])
-        until(lambda: len(run.ticks) == 2)
+        waited_for(lambda: len(run.ticks) == 2)
         assert [tick.symbol for tick in run.ticks] == ["NQZ6", "ESZ6"]
         assert dtc_server.clients == 1
 
@@ -150,14 +144,14 @@ def test_names_at_the_server_may_differ_and_several_symbols_share_a_connection(d
 def test_a_gap_is_filled_from_history_without_a_trade_twice(dtc_server: DtcServer) -> None:
     sent = [trade(index / 4, size=float(index + 1)) for index in range(40)]
     with running(dtc_server, history=True) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish(sent[:14])  # breaks in the middle of a second
-        until(lambda: len(run.trades) == 14)
+        waited_for(lambda: len(run.trades) == 14)
         dtc_server.cut()
         dtc_server.publish(sent[14:27])  # while nobody listens, or by history and live at once
-        until(lambda: run.source.stats.reconnects >= 1 and dtc_server.subscriptions == 1)
+        waited_for(lambda: run.source.stats.reconnects >= 1 and dtc_server.subscriptions == 1)
         dtc_server.publish(sent[27:])
-        until(lambda: len(run.trades) >= 40 and run.covers)
+        waited_for(lambda: len(run.trades) >= 40 and run.covers)
         assert run.trades == [(tick.ts_event_ns, tick.price, tick.size) for tick in sent]
         assert run.missing == [] and [span[0] for span in run.covers] == ["ESZ6"]
         assert run.source.stats.reconnects >= 1
@@ -166,16 +160,16 @@ def test_a_gap_is_filled_from_history_without_a_trade_twice(dtc_server: DtcServe
 def test_a_restart_goes_on_behind_its_cursor(dtc_server: DtcServer) -> None:
     same = [trade(1.5, 10.0, 1.0) for _ in range(5)]  # equal in all, time included: five trades
     with running(dtc_server, history=True) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish([trade(0), *same[:2]])
-        until(lambda: len(run.trades) == 3)
+        waited_for(lambda: len(run.trades) == 3)
     cursor = run.source.stats.cursor
     dtc_server.publish(same[2:])
     with running(dtc_server, cursor, history=True) as again:
-        until(lambda: len(again.trades) == 3)
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: len(again.trades) == 3)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish([trade(1.5, 10.0, 1.0), trade(3)])
-        until(lambda: len(again.trades) == 5)
+        waited_for(lambda: len(again.trades) == 5)
         assert again.trades == [
             *((t.ts_event_ns, 10.0, 1.0) for t in [*same[2:], same[0]]),
             ((_T0 + 3) * _NS, 4500.25, 1.0),
@@ -187,17 +181,17 @@ def test_history_days_begin_before_the_connection(dtc_server: DtcServer) -> None
     old = [Tick("ESZ6", now - (10 - index) * _NS, price=5.0, size=1.0) for index in range(3)]
     dtc_server.add_history(old)
     with running(dtc_server, history=True, history_days=1, compressed=False) as run:
-        until(lambda: len(run.trades) == 3)
+        waited_for(lambda: len(run.trades) == 3)
         assert [tick.ts_event_ns for tick in run.ticks] == [tick.ts_event_ns for tick in old]
 
 
 def test_without_history_a_gap_is_said_to_be_missing(dtc_server: DtcServer) -> None:
     with running(dtc_server) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish(trade(1))
-        until(lambda: run.ticks)
+        waited_for(lambda: run.ticks)
         dtc_server.cut()
-        until(lambda: run.missing)
+        waited_for(lambda: run.missing)
         ((symbol, start, end),) = run.missing
         assert symbol == "ESZ6" and start < end
         assert run.source.stats.gaps == 1
@@ -205,9 +199,9 @@ def test_without_history_a_gap_is_said_to_be_missing(dtc_server: DtcServer) -> N
 
 def test_a_history_server_that_is_away_leaves_a_missing_span_and_the_live_trades(dtc_server: DtcServer) -> None:
     with running(dtc_server, '{"ESZ6":[5,1,true,[]]}', history=True, history_port=1) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish([trade(1), trade(2)])
-        until(lambda: len(run.trades) == 2)
+        waited_for(lambda: len(run.trades) == 2)
         assert run.missing == [("ESZ6", 5 * _NS, (_T0 + 1) * _NS)]
         assert "refused" in run.source.stats.facts["not_filled"]["ESZ6"]
         assert run.source.stats.state == "live"
@@ -219,11 +213,11 @@ def test_a_book_follows_the_levels(dtc_server: DtcServer) -> None:
     dtc_server.set_level("ESZ6", "ask", 4500.25, 4, 1)
     with running(dtc_server, depth=10) as run:
         book = run.source.books["ESZ6"]
-        until(lambda: len(book.bids()) == 2 and len(book.asks()) == 1)
+        waited_for(lambda: len(book.bids()) == 2 and len(book.asks()) == 1)
         assert [tuple(level) for level in book.bids()] == [(4500.0, 5.0, 2), (4499.75, 9.0, 3)]
         dtc_server.set_level("ESZ6", "bid", 4500.0, 0)
         dtc_server.set_level("ESZ6", "ask", 4500.25, 6, 2)
-        until(lambda: [tuple(level) for level in book.asks()] == [(4500.25, 6.0, 2)])
+        waited_for(lambda: [tuple(level) for level in book.asks()] == [(4500.25, 6.0, 2)])
         assert [level[0] for level in book.bids()] == [4499.75]
     assert book.bids() == [] and book.asks() == []  # a book without a connection says nothing
 
@@ -248,20 +242,20 @@ def test_a_book_becomes_a_snapshot_in_one_step_and_never_grows_without_bound() -
 def test_a_refused_log_on_is_waited_out_and_told() -> None:
     with DtcServer(users={"ann": "secret"}) as server:
         with running(server, user="ann", password="wrong") as run:
-            until(lambda: "wrong user" in (run.source.stats.trouble or ""))
+            waited_for(lambda: "wrong user" in (run.source.stats.trouble or ""))
             assert run.error is None
         with running(server, user="ann", password="secret") as run:
-            until(lambda: run.source.stats.state == "live")
+            waited_for(lambda: run.source.stats.state == "live")
 
 
 def test_a_server_that_says_not_to_come_back_fails_the_source(
     dtc_server: DtcServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(dtc_server) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         for client in list(dtc_server._clients):
             client.tell(dtc.LOGOFF, {"Reason": "account closed", "DoNotReconnect": 1})
-        until(lambda: run.error is not None)
+        waited_for(lambda: run.error is not None)
         assert isinstance(run.error, SourceRefused) and "account closed" in str(run.error)
         assert run.source.stats.state == "failed"
 
@@ -270,21 +264,21 @@ def test_an_unknown_symbol_is_rejected_and_the_others_go_on(
     dtc_server: DtcServer,
 ) -> None:
     with running(dtc_server, symbols=["BAD", "ESZ6"]) as run:
-        until(lambda: dtc_server.subscriptions == 2)
+        waited_for(lambda: dtc_server.subscriptions == 2)
         for client in list(dtc_server._clients):
             client.tell(dtc.MARKET_DATA_REJECT, {"SymbolID": 1, "RejectText": "no such symbol"})
         dtc_server.publish(trade(1))
-        until(lambda: run.ticks)
+        waited_for(lambda: run.ticks)
         assert run.source.stats.facts["rejected"] == {"BAD": "no such symbol"}
 
 
 def test_a_feed_that_is_away_behind_the_server_is_a_gap(dtc_server: DtcServer) -> None:
     with running(dtc_server) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.feed_status(available=False)
-        until(lambda: "its own feed" in (run.source.stats.trouble or ""))
+        waited_for(lambda: "its own feed" in (run.source.stats.trouble or ""))
         dtc_server.feed_status(available=True)
-        until(lambda: run.missing)
+        waited_for(lambda: run.missing)
         assert run.source.stats.trouble is None
 
 
@@ -350,8 +344,8 @@ def test_the_example_serves_a_walk_that_a_source_reads() -> None:
             source = make("dtc", Options(symbols=["ESZ6"], port=live, history=True, history_port=history, depth=5))
             run = Running(source)
             try:
-                until(lambda: any(tick.side for tick in run.ticks) and any(tick.bid for tick in run.ticks))
-                until(lambda: source.books["ESZ6"].bids())
+                waited_for(lambda: any(tick.side for tick in run.ticks) and any(tick.bid for tick in run.ticks))
+                waited_for(lambda: source.books["ESZ6"].bids())
             finally:
                 run.end()
         finally:
@@ -366,23 +360,23 @@ def test_what_a_server_sent_before_its_farewell_or_nonsense_is_given(dtc_server:
             (3.0, {"Reason": "over", "DoNotReconnect": 1}),
         ):
             reconnects = run.source.stats.reconnects
-            until(lambda: dtc_server.subscriptions == 1 and run.source.stats.state == "live")
+            waited_for(lambda: dtc_server.subscriptions == 1 and run.source.stats.state == "live")
             (client,) = dtc_server._clients
             sent = client._codec.encode(
                 dtc.TRADE, {"SymbolID": 1, "Price": 5.0, "Volume": size, "DateTime": _T0 + size}
             )
             client._out.put(sent + (client._codec.encode(dtc.LOGOFF, last) if last else bytes(8)))  # in one piece
-            until(lambda n=reconnects: run.source.stats.reconnects > n or run.error)
-            until(lambda: not dtc_server._clients or run.source.stats.state == "live")
+            waited_for(lambda n=reconnects: run.source.stats.reconnects > n or run.error)
+            waited_for(lambda: not dtc_server._clients or run.source.stats.state == "live")
         assert [size for _, _, size in run.trades] == [1.0, 2.0, 3.0]
         assert isinstance(run.error, SourceRefused)
 
 
 def test_a_trade_from_the_future_is_refused_and_moves_no_place(dtc_server: DtcServer) -> None:
     with running(dtc_server, history=True) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish([trade(1), Tick("ESZ6", 7_000_000_000 * _NS, price=5.0, size=1.0), trade(2)])
-        until(lambda: len(run.trades) == 2)
+        waited_for(lambda: len(run.trades) == 2)
         assert run.source.stats.refused == 1
         assert (run.source.stats.cursor or "").startswith(f'{{"ESZ6":[{_T0 + 2},')
 
@@ -404,7 +398,7 @@ def deaf(accepts: bool) -> Iterator[int]:
 def test_closing_ends_a_source_that_is_still_connecting(accepts: bool) -> None:
     with deaf(accepts) as port:
         run = Running(make("d", Options(symbols=["S"], port=port, connect_s=300)))
-        until(lambda: run.source.stats.state == "connecting")
+        waited_for(lambda: run.source.stats.state == "connecting")
         time.sleep(0.05)
         run.end()
         assert run.error is None and run.source.stats.state == "ended"
@@ -412,22 +406,22 @@ def test_closing_ends_a_source_that_is_still_connecting(accepts: bool) -> None:
 
 def test_a_redirection_to_an_address_that_is_dead_leads_back_home(dtc_server: DtcServer) -> None:
     with running(dtc_server) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         run.source._address = ("127.0.0.1", 1)  # as a server's answer sets it
         dtc_server.cut()
-        until(lambda: run.source.stats.reconnects >= 2 and run.source.stats.state == "live")
+        waited_for(lambda: run.source.stats.reconnects >= 2 and run.source.stats.state == "live")
 
 
 def test_a_gap_begins_when_the_server_was_heard_last_not_when_its_silence_was_noticed(dtc_server: DtcServer) -> None:
     with running(dtc_server, heartbeat_s=1) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish(trade(1))
-        until(lambda: run.ticks)
+        waited_for(lambda: run.ticks)
         (client,) = dtc_server._clients
         with client._write_lock:  # half open: the connection stands, and nothing comes
             heard_ns = time.time_ns()
-            until(lambda: run.source.stats.reconnects)
-        until(lambda: run.missing)
+            waited_for(lambda: run.source.stats.reconnects)
+        waited_for(lambda: run.missing)
         ((_, start_ns, end_ns),) = run.missing
         assert start_ns <= heard_ns + 1_000_000_000 and end_ns - start_ns >= 1_900_000_000
         heard = [one.heard_ns for one in run.deliveries if one.heard_ns]
@@ -441,31 +435,31 @@ def tell(server: DtcServer, number: int, **fields: Any) -> None:
 
 def test_messages_that_the_server_dropped_are_counted_and_a_gap(dtc_server: DtcServer) -> None:
     with running(dtc_server) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         for dropped in (0, 5, 5, 7):
             tell(dtc_server, dtc.HEARTBEAT, NumDroppedMessages=dropped)
-        until(lambda: run.source.stats.dropped == 7)
+        waited_for(lambda: run.source.stats.dropped == 7)
         assert run.missing and {symbol for symbol, _, _ in run.missing} == {"ESZ6"}
 
 
 def test_a_symbol_whose_feed_is_away_is_said_and_a_gap_of_that_symbol_alone(dtc_server: DtcServer) -> None:
     with running(dtc_server, symbols=["ESZ6", "NQZ6"]) as run:
-        until(lambda: dtc_server.subscriptions == 2)
+        waited_for(lambda: dtc_server.subscriptions == 2)
         tell(dtc_server, dtc.FEED_SYMBOL_STATUS, SymbolID=2, Status=dtc.FEED_UNAVAILABLE)
-        until(lambda: "NQZ6" in (run.source.stats.trouble or ""))
+        waited_for(lambda: "NQZ6" in (run.source.stats.trouble or ""))
         assert run.source.stats.state == "live"
         tell(dtc_server, dtc.FEED_SYMBOL_STATUS, SymbolID=2, Status=dtc.FEED_AVAILABLE)
-        until(lambda: run.missing)
+        waited_for(lambda: run.missing)
         assert [symbol for symbol, _, _ in run.missing] == ["NQZ6"] and run.source.stats.trouble is None
 
 
 def test_a_source_whose_server_has_no_feed_is_not_live_and_so_covers_nothing(dtc_server: DtcServer) -> None:
     with running(dtc_server) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.feed_status(available=False)
-        until(lambda: run.source.stats.state == "waiting")
+        waited_for(lambda: run.source.stats.state == "waiting")
         dtc_server.feed_status(available=True)
-        until(lambda: run.source.stats.state == "live")
+        waited_for(lambda: run.source.stats.state == "live")
 
 
 def test_a_feed_that_is_away_for_long_is_said_to_be_missing_before_it_is_back(
@@ -473,11 +467,11 @@ def test_a_feed_that_is_away_for_long_is_said_to_be_missing_before_it_is_back(
 ) -> None:
     monkeypatch.setattr("onetape.sources.dtc.session.AWAY_NS", 1)
     with running(dtc_server) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish(trade(1))
-        until(lambda: run.ticks)
+        waited_for(lambda: run.ticks)
         dtc_server.feed_status(available=False)
-        until(lambda: len(run.missing) > 1)
+        waited_for(lambda: len(run.missing) > 1)
         assert run.source.stats.gaps == 1  # one that goes on
 
 
@@ -486,18 +480,18 @@ def test_a_server_that_wants_to_be_asked_again_when_its_feed_is_back_is_asked_ag
 ) -> None:
     dtc_server.resubscribe = True
     with running(dtc_server) as run:
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.feed_status(available=False)
-        until(lambda: dtc_server.subscriptions == 0)  # it has forgotten who wanted what
+        waited_for(lambda: dtc_server.subscriptions == 0)  # it has forgotten who wanted what
         dtc_server.feed_status(available=True)
-        until(lambda: dtc_server.subscriptions == 1)
+        waited_for(lambda: dtc_server.subscriptions == 1)
         dtc_server.publish(trade(1))
-        until(lambda: run.ticks)
+        waited_for(lambda: run.ticks)
 
 
 def test_a_symbol_that_is_rejected_is_said_to_be(dtc_server: DtcServer) -> None:
     with running(dtc_server, symbols=["BAD", "ESZ6"]) as run:
-        until(lambda: dtc_server.subscriptions == 2)
+        waited_for(lambda: dtc_server.subscriptions == 2)
         tell(dtc_server, dtc.MARKET_DATA_REJECT, SymbolID=1, RejectText="no such symbol")
-        until(lambda: "rejects BAD: no such symbol" in (run.source.stats.trouble or ""))
+        waited_for(lambda: "rejects BAD: no such symbol" in (run.source.stats.trouble or ""))
         assert run.source.stats.state == "live"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.waiting import waited_for
 
 import onetape
 from onetape.clock import now_ns
@@ -67,13 +68,6 @@ def tape(tmp_path: Path) -> Iterator[onetape.Tape]:
         yield tape
 
 
-def wait_for(what: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.005)
-
-
 def test_a_feed_that_starts_again_goes_on_where_its_tape_is(tape: onetape.Tape) -> None:
     Feed(Scripted(counted(10)), tape).run()
     source = Scripted(counted(25, 5))
@@ -99,7 +93,7 @@ def test_one_delivery_is_on_the_tape_before_the_next_one_comes(tape: onetape.Tap
     def given(_cursor: str | None) -> Iterator[Delivery]:
         for at in range(3):
             yield Delivery(ticks(at, 1), cursor=str(at))
-            wait_for(lambda at=at: tape.cursor("source:s") == str(at))
+            waited_for(lambda at=at: tape.cursor("source:s") == str(at))
             seen.append(at)
 
     Feed(Scripted(given), tape).run()
@@ -169,7 +163,7 @@ def test_a_feed_whose_cursor_somebody_else_moved_stops_with_a_clear_error_and_no
 
     thread = threading.Thread(target=run)
     thread.start()
-    wait_for(lambda: tape.cursor("source:s") == "1")
+    waited_for(lambda: tape.cursor("source:s") == "1")
     tape.append(ticks(1, 4), cursor=("source:s", "1", "5"))  # (from a machine whose locks do not reach here)
     go.set()
     thread.join(PATIENCE_S)
@@ -246,7 +240,7 @@ def test_closing_stores_what_the_source_gave_and_ends_the_source(tape: onetape.T
     feed = Feed(source, tape)
     thread = threading.Thread(target=feed.run)
     thread.start()
-    wait_for(lambda: feed.stats.stored > 100)
+    waited_for(lambda: feed.stats.stored > 100)
     feed.close()
     thread.join(PATIENCE_S)
     assert not thread.is_alive() and source.stopped
@@ -341,7 +335,7 @@ def test_what_was_given_before_the_tapes_cursor_was_known_is_asked_for_again(tmp
         feed = Feed(Scripted(counted(10)), steady)
         thread = threading.Thread(target=run)
         thread.start()
-        wait_for(lambda: feed.stats.held == 10)
+        waited_for(lambda: feed.stats.held == 10)
         path.rmdir()
         aside.rename(path)
         thread.join(PATIENCE_S)
@@ -359,7 +353,7 @@ def test_a_feed_over_an_outage_is_on_the_tape_once_before_it_ends(tmp_path: Path
         feed = Feed(Scripted(counted(10)), steady)
         thread = threading.Thread(target=feed.run)
         thread.start()
-        wait_for(lambda: feed.stats.held == 10)
+        waited_for(lambda: feed.stats.held == 10)
         path.rmdir()
         thread.join(PATIENCE_S)
         assert not thread.is_alive() and steady.tape is not None

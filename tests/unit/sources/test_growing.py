@@ -5,24 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests import sierra_files as sierra
+from tests.waiting import waited_for
 
 from onetape.sources import growing, registry
 from onetape.sources.growing import GrowingFile
 
 DAY_US = 1_767_600_000_000_000  # 2026-01-05 08:00 UTC
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def _sources(folder: Path) -> dict[str, dict[str, object]]:
@@ -55,14 +47,14 @@ def test_a_file_that_cannot_be_read_for_a_while_is_waited_out(
     thread = threading.Thread(target=lambda: given.extend(one for one in source if one.count), daemon=True)
     thread.start()
     try:
-        until(lambda: "Stale" in (source.stats.trouble or ""))
+        waited_for(lambda: "Stale" in (source.stats.trouble or ""))
         assert source.stats.state == "waiting"
         broken.clear()
-        until(lambda: given)
-        until(lambda: source.stats.state == "live")
+        waited_for(lambda: given)
+        waited_for(lambda: source.stats.state == "live")
     finally:
         source.close()
-        thread.join(20)
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -88,7 +80,7 @@ def test_a_pipe_in_the_place_of_a_file_hangs_nothing(tmp_path: Path) -> None:
     source = registry.make({"kind": "scid", "path": str(tmp_path / "ES.scid")})
     thread = threading.Thread(target=lambda: list(source), daemon=True)
     thread.start()
-    until(lambda: source.stats.state == "waiting")
+    waited_for(lambda: source.stats.state == "waiting")
     source.close()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()

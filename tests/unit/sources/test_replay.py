@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.waiting import waited_for
 
 import onetape
 from onetape.clock import now_ns
@@ -64,13 +65,6 @@ def clocked(clock: Clock, **options: Any) -> ReplaySource:
 
 def given(source: ReplaySource) -> list[Tick | Bar]:
     return [record for delivery in source for record in delivery.records]
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.005)
 
 
 def test_every_speed_gives_the_same_records_in_the_tapes_order(recorded: Path) -> None:
@@ -180,7 +174,7 @@ def test_pause_play_seek_and_speed_from_another_thread(recorded: Path) -> None:
         assert got == [] and source.stats.facts["paused"]
         source.seek(T0 + 7 * S)
         source.play()
-        wait_for(lambda: got == [7.0])
+        waited_for(lambda: got == [7.0])
         source.pause()
         source.seek(T0 + 5 * S)
         source.speed = 0

@@ -25,7 +25,7 @@ def _fed(tape, table):
         yield feed
     finally:
         feed.close()
-        thread.join(30)
+        thread.join(60)
     assert not thread.is_alive()
 
 

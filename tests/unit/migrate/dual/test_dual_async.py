@@ -80,7 +80,7 @@ def test_pipelines_and_transactions_of_a_plain_client_work(server: EmbeddedServe
 
         await asyncio.gather(*[dual.transaction(once, "a:k") for _ in range(10)])
         assert rig.old.get("a:k") == rig.new.get("n:k") == b"19"
-        async with dual.lock("free-lock", timeout=5):
+        async with dual.lock("free-lock", timeout=60):
             pass
         with pytest.raises(CommandUnmapped):
             await dual.eval("return 1", 1, "a:k")

@@ -133,14 +133,14 @@ def test_a_blocking_read_wakes_and_follows_a_change_of_phase(server: EmbeddedSer
         dual = rig.dual()
         dual.xadd("a:s", {"n": 0}, id="1-1")
         got: list[object] = []
-        reader = threading.Thread(target=lambda: got.append(dual.xread({"a:s": "$"}, block=8000)))
+        reader = threading.Thread(target=lambda: got.append(dual.xread({"a:s": "$"}, block=60_000)))
         reader.start()
         waited_for(lambda: any(client["cmd"] == "xread" for client in rig.old.client_list()), "it is read")
         rig.go(Phase.FINISHED)
         rig.old.delete("a:s")
         time.sleep(1.2)
         rig.new.xadd("n:s", {"n": 1}, id="2-1")
-        reader.join(60)
+        reader.join(90)
         assert "2-1" in str(got) and "a:s" in str(got)
 
 
@@ -198,7 +198,7 @@ def test_what_is_passed_is_done_once_and_copied_and_recorded(server: EmbeddedSer
 def test_locks_and_scripts_of_keys_that_are_not_the_plans_work(server: EmbeddedServer) -> None:
     with rigged(server) as rig:
         dual = rig.dual()
-        with dual.lock("free", timeout=5):
+        with dual.lock("free", timeout=60):
             assert rig.old.get("free") is not None
         assert rig.old.get("free") is None
         script = dual.register_script("return ARGV[1]")
