@@ -59,6 +59,8 @@ def _lines(board: Board, sources: Any, sort: str, rows: int | None, once: bool, 
     wait_s = 1.0 if once or not json else FRAME_S
     while True:
         time.sleep(wait_s)
+        if once:
+            sources.await_first()
         found = _sorted(board.look(), sort)[:rows]
         if json:
             typer.echo(output.json_line({"symbols": found, "behind": board.behind, "sources": sources.look()}))

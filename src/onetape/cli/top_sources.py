@@ -9,6 +9,7 @@ from onetape.cli.output import plain
 
 _EVERY_S = 1.0
 _TIMEOUT_S = 2.0
+_FIRST_S = 30.0  # what prints once waits for the first answer: asking has its own, shorter, limits
 
 
 class Sources:
@@ -18,7 +19,7 @@ class Sources:
         self._url, self._token = url, token
         self._seen: list[dict[str, Any]] = []
         self._trouble: str | None = None
-        self._stopped = threading.Event()
+        self._stopped, self._asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True) if url else None
 
     def __enter__(self) -> Sources:
@@ -30,6 +31,11 @@ class Sources:
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(_TIMEOUT_S)
+
+    def await_first(self) -> None:
+        """Return once the first answer, or what went wrong with it, is there; at once where there is no URL."""
+        if self._thread is not None:
+            self._asked.wait(_FIRST_S)
 
     def look(self) -> list[dict[str, Any]]:
         """Return the sources as they were last told."""
@@ -53,6 +59,8 @@ class Sources:
                     self._seen, self._trouble = answer.json()["sources"], None
                 except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError) as error:
                     self._trouble = plain(f"{self._url}: {error or type(error).__name__}")
+                finally:
+                    self._asked.set()
                 self._stopped.wait(_EVERY_S)
 
 
