@@ -17,6 +17,7 @@ from pathlib import Path
 
 import onetape
 from bench import feed
+from bench.child import bind_to_parent
 from bench.measure import Line, Setting, alone, percentile
 from onetape import Tick
 
@@ -138,4 +139,5 @@ def _main(path: str, count: int, idle_s: float) -> None:
 
 
 if __name__ == "__main__":
+    bind_to_parent()
     _main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import blind
+from bench.child import bind_to_parent
 from onetape.migrate.migration import Migration
 from onetape.migrate.plans.plan import Plan
 from onetape.migrate.report import Report
@@ -115,4 +116,5 @@ _WAYS: dict[str, Callable[[_Asked], int]] = {
 }
 
 if __name__ == "__main__":
+    bind_to_parent()
     main()

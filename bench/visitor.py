@@ -16,6 +16,8 @@ from collections import deque
 
 import hiredis
 
+from bench.child import bind_to_parent
+
 _GAP_NS = 1_000_000
 _KEY = "indicators:NFO:SYM000001:rsi"
 
@@ -54,4 +56,5 @@ def _ask(connection: socket.socket, request: bytes) -> list[float]:
 
 
 if __name__ == "__main__":
+    bind_to_parent()
     main(int(sys.argv[1]))

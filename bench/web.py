@@ -27,6 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import onetape
+from bench.child import bind_to_parent
 from bench.measure import Line, Setting, alone, percentile
 from onetape import Tick
 
@@ -338,4 +339,5 @@ def _main(what: str, *told: str) -> None:
 
 
 if __name__ == "__main__":
+    bind_to_parent()
     _main(*sys.argv[1:])
